@@ -1,0 +1,138 @@
+"""What a generation is, whoever runs it: the request, the listener, the engine, and the plan of its windows.
+
+Codes are numpy int64 [K, T]: K codebooks, T frames, 50 frames a second for MusicGen, each value a token in
+[0, card). Nothing here imports torch, so that the web side can build requests before the stack is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from modules.contract import EngineInfo
+
+if TYPE_CHECKING:
+    from modules.audio import Clip  # type: ignore[import-not-found,unused-ignore]
+
+Codes: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """One generation, with audiocraft's meaning of every parameter.
+
+    Args:
+        prompt: the text every window is conditioned on.
+        duration_s: seconds of NEW music; the prompt codes are not counted.
+        top_k: keep this many most likely tokens; 0 keeps all. Ignored when top_p > 0.
+        top_p: keep the smallest set of tokens with this probability; 0 turns it off.
+        temperature: 0 is argmax.
+        cfg_coef: classifier-free guidance; 1 is the conditional model alone.
+        seeds: one for each take; a take's tokens depend on its own seed and on no other take.
+        melody: clip whose chroma the music follows (models with `self_wav` only).
+        prompt_codes: int64 [K, T], the context to go on from, already encoded.
+        two_step_cfg: run the conditional and the unconditional pass one after the other.
+        extend_stride_s: seconds of new music each window past the first adds.
+    """
+
+    prompt: str
+    duration_s: float
+    seeds: tuple[int, ...]
+    top_k: int = 250
+    top_p: float = 0.0
+    temperature: float = 1.0
+    cfg_coef: float = 3.0
+    melody: Clip | None = None
+    prompt_codes: Codes | None = None
+    two_step_cfg: bool = False
+    extend_stride_s: float = 18.0
+
+
+class Sink(Protocol):
+    """Whoever follows a generation."""
+
+    def progress(self, done_steps: int, total_steps: int) -> None:
+        """Called after every decoder step, `done_steps` rising by one up to `total_steps` over all takes and windows.
+
+        Raising from here (Cancelled) ends the generation at this step.
+        """
+
+    def frames(self, codes: Codes) -> None:
+        """int64 [takes, K, n]: the next n finished frames of every take, in order, the prompt's frames left out."""
+
+
+class Engine(Protocol):
+    """Runs the decoder."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Which backend, precision and device, and why."""
+
+    def generate(self, spec: GenerationSpec, sink: Sink) -> Codes:
+        """Generate every take.
+
+        Returns:
+            int64 [takes, K, T_new]: new frames only, T_new = int(duration_s * frame_rate).
+        Raises:
+            InvalidParameter: the model cannot do what the spec asks (a melody without a melody model, a prompt
+                with another number of codebooks).
+            OutOfMemory: nothing of this generation is left in memory.
+            Whatever the sink raised, unwound.
+        """
+
+    def close(self) -> None:
+        """Let go of everything the engine holds, weights included."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One run of the decoder over at most the model's window, in frames counted from the first frame of all.
+
+    `start` is where the window's context begins, `known` where its new frames begin, `end` where they stop.
+    """
+
+    start: int
+    known: int
+    end: int
+
+    @property
+    def context(self) -> int:
+        """Frames the window is given."""
+        return self.known - self.start
+
+    @property
+    def new(self) -> int:
+        """Frames the window adds."""
+        return self.end - self.known
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+def windows(prompt_frames: int, new_frames: int, max_frames: int, stride_frames: int) -> Iterator[Window]:
+    """Cut a generation into windows: the first fills the model's window, each later one adds `stride_frames`.
+
+    A prompt that fills the window leaves no room for anything new: it is heard from its end only, from the last
+    `max_frames - stride_frames` frames.
+
+    Args:
+        prompt_frames: frames given before the first new one.
+        new_frames: frames asked for.
+        max_frames: the model's window.
+        stride_frames: new frames a later window adds, in [1, max_frames).
+    """
+    if not 0 < stride_frames < max_frames:
+        raise ValueError(f"stride of {stride_frames} frames does not fit a window of {max_frames}")
+    total = prompt_frames + new_frames
+    known = prompt_frames
+    start = 0 if prompt_frames < max_frames else prompt_frames - (max_frames - stride_frames)
+    while known < total:
+        end = min(start + max_frames, total)
+        yield Window(start, known, end)
+        known = end
+        start = max(start, end - (max_frames - stride_frames))
