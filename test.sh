@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Installs what is missing, then runs every check. ./test.sh --fast leaves out the browser and the slow tests.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+selection='not gpu'
+case "${1:-}" in
+  '') ;;
+  --fast) selection='not gpu and not browser and not slow' ;;
+  *) echo "usage: ./test.sh [--fast]" >&2; exit 2 ;;
+esac
+
+PYTHON=.venv/bin/python
+if ! "$PYTHON" scripts/install.py --dev --check >/dev/null 2>&1; then
+  ./install.sh --dev
+fi
+
+export PATH="$PWD/.venv/bin:$PATH"
+if [ -z "${1:-}" ] && ! command -v chromium >/dev/null 2>&1; then
+  echo "test: Chromium is missing; installing it"
+  as_root=
+  [ "$(id -u)" = 0 ] || as_root=sudo
+  if ! command -v apt-get >/dev/null 2>&1; then
+    echo "test: install Chromium so that /usr/bin/chromium starts, or run ./test.sh --fast" >&2
+    exit 1
+  fi
+  $as_root apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq chromium chromium-driver >/dev/null
+fi
+
+failed=()
+check() {
+  local name=$1
+  shift
+  echo
+  echo "== $name"
+  local started=$SECONDS
+  if "$@"; then
+    echo "== $name: passed in $((SECONDS - started)) s"
+  else
+    echo "== $name: FAILED in $((SECONDS - started)) s"
+    failed+=("$name")
+  fi
+}
+
+check "ruff" ruff check .
+check "ruff format" ruff format --check .
+check "mypy" mypy modules scripts training bench webui.py tests
+check "tsc" npm run --silent check
+check "eslint" npm run --silent lint
+check "node tests" npm run --silent test
+check "pytest" python -m pytest -m "$selection" -q
+
+echo
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "test: FAILED: ${failed[*]}"
+  exit 1
+fi
+echo "test: every check passed in $SECONDS s"
