@@ -115,7 +115,7 @@ def test_without_a_python_it_says_which_one_to_install(clone: Path) -> None:
 def test_a_full_disk_is_said_before_anything_is_made(
     installer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(installer.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1_000_000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(installer.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1_000_000))
     assert installer.main([]) == 1
     assert "make room" in capsys.readouterr().err
     assert not installer.ENVIRONMENT.exists()
