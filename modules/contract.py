@@ -608,3 +608,21 @@ def parameters() -> list[Parameter]:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def page_facts(max_upload_mb: int) -> dict[str, Any]:
+    """What the page must know of the contract, as JSON: it renders its settings and its limits from this."""
+    return {
+        "protocol": PROTOCOL,
+        "parameters": [parameter.model_dump(mode="json") for parameter in parameters()],
+        "limits": {
+            "prompt_chars": MAX_PROMPT_CHARS,
+            "artist_chars": MAX_ARTIST_CHARS,
+            "clip_s": MAX_CLIP_S,
+            "upload_mb": max_upload_mb,
+            "seed": MAX_SEED,
+        },
+        "stems": list(STEM_NAMES),
+        "final": sorted(FINAL_STATUSES),
+        "error_codes": [error.code for error in ERRORS],
+    }
