@@ -83,8 +83,18 @@ class Forbidden(StudioError):
     code, status = "forbidden", 403
 
 
+class Unauthorized(StudioError):
+    """The token that --listen demands is missing or wrong."""
+
+    code, status = "unauthorized", 401
+
+
 class NotFound(StudioError):
     code, status = "not_found", 404
+
+
+class MethodNotAllowed(StudioError):
+    code, status = "method_not_allowed", 405
 
 
 class Conflict(StudioError):
@@ -95,6 +105,20 @@ class Conflict(StudioError):
 
 class TooLarge(StudioError):
     code, status = "too_large", 413
+
+
+class UnsupportedMediaType(StudioError):
+    code, status = "unsupported_media_type", 415
+
+
+class RangeNotSatisfiable(StudioError):
+    code, status = "range_not_satisfiable", 416
+
+
+class TooManyRequests(StudioError):
+    """details: {"retry_after_s": n}."""
+
+    code, status = "too_many_requests", 429
 
 
 class QueueFull(StudioError):
@@ -134,9 +158,9 @@ class Cancelled(StudioError):
 
 
 ERRORS: tuple[type[StudioError], ...] = (
-    Internal, InvalidRequest, InvalidParameter, UnknownModel, UnreadableAudio, ClipTooShort, ClipTooLong, Forbidden,
-    NotFound, Conflict, TooLarge, QueueFull, ModelMissing, ModelBroken, DownloadFailed, OutOfMemory, DiskFull,
-    Cancelled,
+    Internal, InvalidRequest, InvalidParameter, UnknownModel, UnreadableAudio, ClipTooShort, ClipTooLong, Unauthorized,
+    Forbidden, NotFound, MethodNotAllowed, Conflict, TooLarge, UnsupportedMediaType, RangeNotSatisfiable,
+    TooManyRequests, QueueFull, ModelMissing, ModelBroken, DownloadFailed, OutOfMemory, DiskFull, Cancelled,
 )  # fmt: skip
 
 
