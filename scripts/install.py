@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 STAMP = ENVIRONMENT / "audiocraft-webui.json"
-VENDOR_STAMP = ROOT / "static" / "vendor" / "stamp.json"
+VENDOR_STAMP = ROOT / "static" / "vendor" / "STAMP"
 
 RUNTIME_FILES = ("requirements.txt", "requirements-audiocraft.txt", "package-lock.json", "scripts/install.py")
 DEV_FILES = ("requirements-dev.txt",)
