@@ -142,7 +142,8 @@ def make_environment(*, conda: bool) -> None:
         version = ".".join(map(str, sys.version_info[:2]))
         raise InstallProblem(f"this is Python {version}; AudioCraft needs Python 3.10, 3.11 or 3.12 (3.11 is best)")
     say(f"install: making the environment with Python {sys.version.split()[0]}")
-    run([sys.executable, "-m", "venv", str(ENVIRONMENT)], "make the environment (on Debian: apt install python3-venv)")
+    advice = "On Debian and Ubuntu: apt install python3-venv. Then run this again."
+    run([sys.executable, "-m", "venv", str(ENVIRONMENT)], "make the environment", advice=advice)
 
 
 def install_torch() -> None:
@@ -189,7 +190,7 @@ def check_imports() -> None:
     """step: check"""
     say("install: checking that audiocraft starts")
     code = "from modules.musicgen import compat; compat.prepare(); import audiocraft.models, demucs.api, onnxruntime"
-    run([str(python_path()), "-c", code], "start audiocraft; delete the folder .venv and run this again")
+    run([str(python_path()), "-c", code], "start audiocraft", advice="Delete the folder .venv and run this again.")
 
 
 # --------------------------------------------------------------------------------------------- helpers
@@ -223,7 +224,12 @@ def pip(arguments: Sequence[str], purpose: str) -> None:
     run(command, purpose)
 
 
-def run(command: Sequence[str], purpose: str, env: dict[str, str] | None = None) -> None:
+_DOWNLOAD_ADVICE = "Is the network there, and room on the disk? Run this again when it is: what is done is kept."
+
+
+def run(
+    command: Sequence[str], purpose: str, *, advice: str = _DOWNLOAD_ADVICE, env: dict[str, str] | None = None
+) -> None:
     """Run one command, its output shown.
 
     Raises:
@@ -234,10 +240,7 @@ def run(command: Sequence[str], purpose: str, env: dict[str, str] | None = None)
     except OSError as error:
         raise InstallProblem(f"could not {purpose}: {error}") from None
     if status != 0:
-        raise InstallProblem(
-            f"could not {purpose} (exit status {status}). Is the network there, and room on the disk? "
-            "Run this again when it is: what is done is kept."
-        )
+        raise InstallProblem(f"could not {purpose} (exit status {status}). {advice}")
 
 
 def say(text: str) -> None:

@@ -124,7 +124,7 @@ def test_a_full_disk_is_said_before_anything_is_made(
 def test_without_a_network_it_says_so_and_can_be_run_again(clone: Path) -> None:
     environment = {
         **os.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1",
-        "PIP_FIND_LINKS": "", "AUDIOCRAFT_WEBUI_PYTHON": sys.executable,
+        "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull, "AUDIOCRAFT_WEBUI_PYTHON": sys.executable,
     }  # fmt: skip
     done = subprocess.run(
         [str(clone / "install.sh")], env=environment, capture_output=True, text=True, check=False, timeout=120
