@@ -7,6 +7,7 @@ command line and the README's tables are all derived from this module, so a rang
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
@@ -327,6 +328,33 @@ class TrackQuery(Model):
     limit: int = Field(default=100, ge=1, le=500)
 
 
+class AudioQuery(Model):
+    """The query string of GET /api/tracks/<name>/audio: another format or rate than the track's own."""
+
+    format: AudioFormat | None = None
+    sample_rate: SampleRate = "original"
+    download: bool = False
+
+
+class PeaksQuery(Model):
+    """The query string of GET /api/tracks/<name>/peaks."""
+
+    bins: int = Field(default=800, ge=1, le=8192)
+    stem: str = Field(default="", max_length=40)
+
+
+class ZipQuery(Model):
+    """The query string of GET /api/tracks/<name>/stems.zip: stems by name with commas between, or all."""
+
+    only: str = Field(default="", max_length=200)
+
+
+class LoadBody(Model):
+    """The optional body of POST /api/models/<id>/load."""
+
+    client_id: Id | None = None
+
+
 # ----------------------------------------------------------------------------------- tracks on the disk
 class Loudness(Model):
     """Integrated loudness (ITU-R BS.1770) and sample peak; None where silence or shortness leaves it undefined."""
@@ -568,6 +596,18 @@ def parse(model: type[Any], body: Any) -> Any:
         raise InvalidRequest("the body must be a JSON object")
     try:
         return model.model_validate(body)
+    except ValidationError as error:
+        raise parameter_error(error) from None
+
+
+def parse_query(model: type[Any], pairs: Mapping[str, str]) -> Any:
+    """Validate a query string as any one contract model: the values are text, so numbers and yes/no are read.
+
+    Raises:
+        InvalidParameter: with the field's name and the value.
+    """
+    try:
+        return model.model_validate_strings(dict(pairs), strict=False)
     except ValidationError as error:
         raise parameter_error(error) from None
 
