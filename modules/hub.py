@@ -281,7 +281,7 @@ def _stream(remote: _Remote, have: int) -> Iterator[bytes]:
     headers["Accept-Encoding"] = "identity"
     if have:
         headers["Range"] = f"bytes={have}-"
-    request = {"headers": headers, "follow_redirects": True, "timeout": READ_TIMEOUT_S}
+    request: dict[str, Any] = {"headers": headers, "follow_redirects": True, "timeout": READ_TIMEOUT_S}
     with get_session().stream("GET", remote.url, **request) as response:
         hf_raise_for_status(response)
         if have and response.status_code != 206:

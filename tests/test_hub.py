@@ -63,7 +63,7 @@ def test_a_cancelled_download_goes_on_where_it_stopped(served: loopback_hub.Hub)
 
     with pytest.raises(Cancelled):
         hub.fetch([FILE], cancel)
-    assert hub.local(FILE) is None
+    assert hub.missing([FILE]) == [FILE]
     started: list[float] = []
     (path,) = hub.fetch([FILE], lambda done, _t, _r: started.append(done))
     assert started[0] > 2_000_000
@@ -72,7 +72,7 @@ def test_a_cancelled_download_goes_on_where_it_stopped(served: loopback_hub.Hub)
 
 
 def test_a_connection_that_breaks_twice_is_taken_up_again(served: loopback_hub.Hub, monkeypatch: Any) -> None:
-    monkeypatch.setattr(hub.time, "sleep", lambda _: None)
+    monkeypatch.setattr("modules.hub.time.sleep", lambda _: None)
     served.breaks = [1_000_000, 700_000]
     (path,) = hub.fetch([FILE], ignore)
     assert path.read_bytes() == BIG
@@ -80,7 +80,7 @@ def test_a_connection_that_breaks_twice_is_taken_up_again(served: loopback_hub.H
 
 
 def test_a_connection_that_never_holds_is_one_clear_error(served: loopback_hub.Hub, monkeypatch: Any) -> None:
-    monkeypatch.setattr(hub.time, "sleep", lambda _: None)
+    monkeypatch.setattr("modules.hub.time.sleep", lambda _: None)
     served.breaks = [0] * 20
     with pytest.raises(DownloadFailed, match="big"):
         hub.fetch([FILE], ignore)
@@ -88,7 +88,7 @@ def test_a_connection_that_never_holds_is_one_clear_error(served: loopback_hub.H
 
 
 def test_a_server_that_ignores_ranges_does_not_spoil_the_file(served: loopback_hub.Hub, monkeypatch: Any) -> None:
-    monkeypatch.setattr(hub.time, "sleep", lambda _: None)
+    monkeypatch.setattr("modules.hub.time.sleep", lambda _: None)
     served.breaks, served.ignore_ranges = [1_500_000], True
     (path,) = hub.fetch([FILE], ignore)
     assert path.read_bytes() == BIG
@@ -125,7 +125,7 @@ def test_no_hub_at_all_is_one_clear_error(
 
 def test_a_full_disk_is_said_before_the_first_byte(served: loopback_hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("modules.hub.shutil.disk_usage", lambda _: usage)
     with pytest.raises(DiskFull, match="MB"):
         hub.fetch([FILE], ignore)
     assert served.gets() == []
@@ -135,6 +135,6 @@ def test_a_disk_that_fills_in_the_middle_says_so(served: loopback_hub.Hub, monke
     def no_room(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub.os, "fsync", no_room)
+    monkeypatch.setattr("modules.hub.os.fsync", no_room)
     with pytest.raises(DiskFull):
         hub.fetch([FILE], ignore)
