@@ -259,8 +259,8 @@ class _RangeIgnored(Exception):
 
 def _broken() -> tuple[type[Exception], ...]:
     """What the client's transport raises for a connection that breaks. The transport differs between versions."""
+    from huggingface_hub import get_session
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import get_session
 
     return (HfHubHTTPError, *_transport(get_session()))
 
@@ -273,9 +273,11 @@ def _transport(session: Any) -> tuple[type[Exception], ...]:
 
 
 def _stream(remote: _Remote, have: int) -> Iterator[bytes]:
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub import get_session, utils
 
-    headers = dict(build_hf_headers())
+    client: Any = utils  # its names are public, but not marked as exported
+
+    headers = dict(client.build_hf_headers())
     if not remote.url.startswith(_endpoint()):
         headers.pop("authorization", None)  # a content server gets no token of the hub's
     headers["Accept-Encoding"] = "identity"
@@ -283,7 +285,7 @@ def _stream(remote: _Remote, have: int) -> Iterator[bytes]:
         headers["Range"] = f"bytes={have}-"
     request: dict[str, Any] = {"headers": headers, "follow_redirects": True, "timeout": READ_TIMEOUT_S}
     with get_session().stream("GET", remote.url, **request) as response:
-        hf_raise_for_status(response)
+        client.hf_raise_for_status(response)
         if have and response.status_code != 206:
             raise _RangeIgnored
         yield from response.iter_bytes(CHUNK_BYTES)

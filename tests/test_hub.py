@@ -48,12 +48,13 @@ def test_files_arrive_whole_and_are_found_without_the_network_afterwards(served:
     seen: list[tuple[float, float]] = []
     paths = hub.fetch([FILE, SMALL], lambda done, total, _: seen.append((done, total)))
     assert paths[0].read_bytes() == BIG
-    assert seen[-1] == (len(BIG) + 14, len(BIG) + 14)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    asked = len(served.requests)
+    done, total = seen[-1]
+    assert done == total == len(BIG) + 14
+    assert seen == sorted(seen)
+    asked = list(served.requests)
     assert hub.fetch([FILE, SMALL], ignore, offline=True) == paths
     assert hub.missing([FILE, SMALL]) == []
-    assert len(served.requests) == asked
+    assert served.requests == asked
 
 
 def test_a_cancelled_download_goes_on_where_it_stopped(served: loopback_hub.Hub) -> None:
