@@ -16,7 +16,7 @@ import numpy.typing as npt
 from modules.contract import EngineInfo
 
 if TYPE_CHECKING:
-    from modules.audio import Clip  # type: ignore[import-not-found,unused-ignore]
+    from modules.audio import Clip
 
 Codes: TypeAlias = npt.NDArray[np.int64]
 
@@ -86,6 +86,31 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of everything the engine holds, weights included."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What an engine must know about the model besides its modules."""
+
+    model: str
+    checkpoint_hash: str | None
+    precision: str
+    """Asked of the engine: float32, float16, bfloat16, int8 or int4."""
+    frame_rate_hz: float
+    sample_rate_hz: int
+    channels: int
+    codebooks: int
+    cardinality: int
+    max_window_s: float
+    melody: bool
+
+    @property
+    def max_frames(self) -> int:
+        return int(self.max_window_s * self.frame_rate_hz)
+
+    def frames(self, seconds: float) -> int:
+        """Whole frames in `seconds`, as audiocraft counts them."""
+        return int(seconds * self.frame_rate_hz)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,202 @@
+"""Makes audiocraft 1.3.0 import, load and run on today's torch, and closes the doors its loaders leave open.
+
+`prepare` must run before anything imports torchaudio, audiocraft or demucs. It may run any number of times.
+What it changes, and nothing else:
+
+- xformers: audiocraft imports two names of it and, on its `torch` attention backend, calls `unbind` alone.
+  A stand-in serves that, so no build of xformers has to match this torch.
+- torchaudio: a native library that fails to load counts as one that is absent. audiocraft uses the Python parts.
+- torch.load: weights only, whatever the caller says. A checkpoint is data, never a program.
+- demucs: a bare model name would fall back to a pickle from elsewhere on any hub error; it becomes the
+  hub's safetensors one. The class named in such a file must be one of demucs' own.
+- audiocraft's checkpoint reader also takes our folder form (`state_dict.safetensors` beside `config.yaml`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_lock = threading.Lock()
+_MARK = "_studio_compat"
+DEMUCS_CLASSES = frozenset({"demucs.htdemucs.HTDemucs", "demucs.hdemucs.HDemucs", "demucs.demucs.Demucs"})
+"""What a demucs safetensors file may ask to be made of; its loader would import and call anything."""
+
+
+def prepare() -> None:
+    """Put the stand-ins in place. Imports torch, but neither torchaudio, demucs nor audiocraft."""
+    with _lock:
+        # Threads of a tokenizer and of torch would fight over the cores, and the fork warning is noise.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        _stand_in_for_xformers()
+        _tolerate_torchaudio()
+        _load_weights_only()
+
+
+def import_stack() -> None:
+    """Import everything a generation needs (10 to 20 s of work the first time) and patch what must be patched."""
+    prepare()
+    with _lock:
+        importlib.import_module("audiocraft.models")
+        _redirect_demucs()
+        _read_both_folder_forms()
+
+
+def _stand_in_for_xformers() -> None:
+    if "xformers" in sys.modules:
+        return
+    import torch
+
+    ops = types.ModuleType("xformers.ops")
+    ops.__spec__ = importlib.machinery.ModuleSpec("xformers.ops", None)
+    vars(ops).update(unbind=torch.unbind, memory_efficient_attention=None, LowerTriangularMask=type("Mask", (), {}))
+    package = types.ModuleType("xformers")
+    package.__spec__ = importlib.machinery.ModuleSpec("xformers", None, is_package=True)
+    vars(package).update(ops=ops, __path__=[], **{_MARK: True})
+    sys.modules["xformers"], sys.modules["xformers.ops"] = package, ops
+
+
+class _TolerantExtension(importlib.abc.MetaPathFinder):
+    """Finds torchaudio's loader of native code as usual and makes it take a failing library for an absent one."""
+
+    NAME = "torchaudio._extension.utils"
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.NAME:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+            spec.loader.exec_module = functools.partial(self._exec, run)  # type: ignore[method-assign]
+        return spec
+
+    @staticmethod
+    def _exec(run: Callable[[types.ModuleType], None], module: types.ModuleType) -> None:
+        run(module)
+        load: Callable[[str], bool] = vars(module)["_load_lib"]
+
+        def load_or_do_without(lib: str) -> bool:
+            try:
+                return load(lib)
+            except OSError as error:
+                log.info("torchaudio runs without its native library %s: %s", lib, error)
+                return False
+
+        # The second check refuses a torch of another CUDA version; the parts in use run no native code.
+        vars(module).update(_load_lib=load_or_do_without, _check_cuda_version=lambda: None)
+
+
+def _tolerate_torchaudio() -> None:
+    if not any(isinstance(finder, _TolerantExtension) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TolerantExtension())
+
+
+def _load_weights_only() -> None:
+    import torch
+
+    original = torch.load
+    if hasattr(original, _MARK):
+        return
+
+    @functools.wraps(original)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{**kwargs, "weights_only": True})
+
+    setattr(load, _MARK, True)
+    torch.load = load
+
+
+def _redirect_demucs() -> None:
+    pretrained = importlib.import_module("demucs.pretrained")
+    hf = importlib.import_module("demucs.hf")
+    if hasattr(pretrained.get_model, _MARK):
+        return
+    get_model, load_file = pretrained.get_model, hf.load_safetensors_model
+
+    @functools.wraps(get_model)
+    def from_hub(name: str, repo: Path | None = None) -> Any:
+        bare = repo is None and not name.startswith("hf://") and name != "demucs_unittest"
+        return get_model(f"hf://{name}" if bare else name, repo)
+
+    @functools.wraps(load_file)
+    def load_known_class(path: str | Path) -> Any:
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("klass") not in DEMUCS_CLASSES or "_class" in metadata.get("structure", ""):
+            raise ValueError(f"{Path(path).name}: {metadata.get('klass')!r} is no demucs model")
+        return load_file(path)
+
+    for function in (from_hub, load_known_class):
+        setattr(function, _MARK, True)
+    pretrained.get_model, hf.load_safetensors_model = from_hub, load_known_class
+
+
+def _read_both_folder_forms() -> None:
+    loaders = importlib.import_module("audiocraft.models.loaders")
+    original = loaders._get_state_dict  # noqa: SLF001 - the one place every checkpoint of audiocraft passes
+    if hasattr(original, _MARK):
+        return
+
+    @functools.wraps(original)
+    def get_state_dict(
+        file_or_url_or_id: str | Path, filename: str | None = None, device: str = "cpu", cache_dir: str | None = None
+    ) -> Any:
+        folder = Path(file_or_url_or_id)
+        if filename is None or not folder.is_dir():
+            return original(file_or_url_or_id, filename, device, cache_dir)
+        return read_checkpoint(folder, filename, device)
+
+    setattr(get_state_dict, _MARK, True)
+    loaders._get_state_dict = get_state_dict  # noqa: SLF001
+
+
+def config_name(state_name: str) -> str:
+    """The YAML beside `state_name`: state_dict.* -> config.yaml, compression_state_dict.* -> compression_config.yaml."""
+    return state_name.partition(".")[0].replace("state_dict", "config") + ".yaml"
+
+
+def read_checkpoint(folder: Path, filename: str, device: str = "cpu") -> dict[str, Any]:
+    """Read one of a model folder's checkpoints in either form.
+
+    Returns:
+        audiocraft's package: `best_state` and `xp.cfg`, or `pretrained`.
+    Raises:
+        FileNotFoundError: neither form is there.
+        pickle.UnpicklingError: the file holds more than tensors and plain values.
+    """
+    import torch
+
+    safe = folder / (Path(filename).stem + ".safetensors")
+    if safe.is_file():
+        from safetensors.torch import load_file
+
+        config = (folder / config_name(filename)).read_text(encoding="utf-8")
+        return {"best_state": load_file(str(safe), device=device), "xp.cfg": config}
+    path = folder / filename
+    # Mapped, a checkpoint costs no memory of its own while the model is filled from it; only the zip form can be.
+    package = torch.load(path, map_location=device, mmap=device == "cpu" and _is_zip(path))
+    if not isinstance(package, dict):
+        raise TypeError(f"{filename} holds a {type(package).__name__}, not a checkpoint")
+    return package
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
