@@ -25,8 +25,10 @@ DEMUCS_SIGNATURE = "955717e8"
 SMALL, MEDIUM, MELODY, STEREO = (f"facebook/musicgen-{name}" for name in ("small", "medium", "melody", "stereo-small"))
 T5_REPO, ENCODEC_REPO, DEMUCS_REPO = "t5-base", "facebook/encodec_32khz", "adefossez/HTDemucs"
 
-WORDS = ("warm lo-fi piano techno drums and bass slow fast bright dark ambient pad guitar strings at bpm in key "
-         "major minor jazz rock a the of with").split()  # fmt: skip
+WORDS = (
+    "warm", "lo-fi", "piano", "techno", "drums", "bass", "slow", "fast", "bright", "dark", "ambient", "pad", "guitar",
+    "strings", "at", "bpm", "in", "key", "major", "minor", "jazz", "rock", "a", "and", "the", "of", "with",
+)  # fmt: skip
 
 
 def lm_config(*, melody: bool = False, stereo: bool = False, dim: int = DIM, layers: int = 2) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def codec_state(seed: int = 1) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     torch.manual_seed(seed)
-    codec = builders.get_compression_model(OmegaConf.create({**codec_config(), "device": "cpu"}))
+    codec: Any = builders.get_compression_model(OmegaConf.create({**codec_config(), "device": "cpu"}))
     for layer in codec.quantizer.vq.layers:
         # Codes of real size: the fresh ones are so close together that every token would sound alike.
         layer._codebook.embed.normal_(0, 1.0)
@@ -232,7 +234,7 @@ def make_htdemucs(folder: Path) -> Path:
     torch.manual_seed(4)
     kwargs: dict[str, Any] = {
         "sources": ["drums", "bass", "other", "vocals"], "audio_channels": 2, "samplerate": 44100, "segment": 2,
-        "channels": 4, "t_layers": 1, "t_heads": 2, "bottom_channels": 16, "t_hidden_scale": 1.0,
+        "channels": 8, "t_layers": 1, "t_heads": 2, "bottom_channels": 16, "t_hidden_scale": 1.0,
     }  # fmt: skip
     model = HTDemucs(**kwargs)
     folder.mkdir(parents=True, exist_ok=True)

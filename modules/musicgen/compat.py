@@ -51,6 +51,8 @@ def import_stack() -> None:
     prepare()
     with _lock:
         importlib.import_module("audiocraft.models")
+        # The page shows progress; bars on the terminal would only tear the log.
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()
         _redirect_demucs()
         _read_both_folder_forms()
 
@@ -122,8 +124,8 @@ def _load_weights_only() -> None:
 
 
 def _redirect_demucs() -> None:
-    pretrained = importlib.import_module("demucs.pretrained")
-    hf = importlib.import_module("demucs.hf")
+    pretrained: Any = importlib.import_module("demucs.pretrained")
+    hf: Any = importlib.import_module("demucs.hf")
     if hasattr(pretrained.get_model, _MARK):
         return
     get_model, load_file = pretrained.get_model, hf.load_safetensors_model
@@ -149,7 +151,7 @@ def _redirect_demucs() -> None:
 
 
 def _read_both_folder_forms() -> None:
-    loaders = importlib.import_module("audiocraft.models.loaders")
+    loaders: Any = importlib.import_module("audiocraft.models.loaders")
     original = loaders._get_state_dict  # noqa: SLF001 - the one place every checkpoint of audiocraft passes
     if hasattr(original, _MARK):
         return
@@ -168,7 +170,7 @@ def _read_both_folder_forms() -> None:
 
 
 def config_name(state_name: str) -> str:
-    """The YAML beside `state_name`: state_dict.* -> config.yaml, compression_state_dict.* -> compression_config.yaml."""
+    """The YAML beside a state: state_dict.* -> config.yaml, compression_state_dict.* -> compression_config.yaml."""
     return state_name.partition(".")[0].replace("state_dict", "config") + ".yaml"
 
 

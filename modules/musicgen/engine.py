@@ -112,6 +112,12 @@ class ModelFacts:
         """Whole frames in `seconds`, as audiocraft counts them."""
         return int(seconds * self.frame_rate_hz)
 
+    def stride_frames(self, extend_stride_s: float) -> int:
+        """New frames a later window adds. A model whose window is no longer than the stride asked for gets the same
+        share of its window that 18 s are of 30 s."""
+        asked = self.frames(extend_stride_s)
+        return asked if 0 < asked < self.max_frames else max(1, self.max_frames * 3 // 5)
+
 
 @dataclass(frozen=True)
 class Window:
