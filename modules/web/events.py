@@ -1,0 +1,344 @@
+"""Socket.IO: submit and cancel from the page; hello, job snapshots and library changes to it.
+
+Snapshots go out from one thread through a latest-wins map, so neither the worker nor a slow client ever waits for
+the other, and a burst of progress becomes at most ten events a second a job. The WebSocket itself is bounded here,
+because Socket.IO checks a message's size only once all of it is in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import queue
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+import simple_websocket
+from engineio.async_drivers._websocket_wsgi import SimpleWebSocketWSGI
+from flask import Flask, request
+from flask_socketio import SocketIO
+from wsproto.utilities import ProtocolError
+
+from modules import contract
+from modules.contract import (
+    CancelRequest,
+    EventName,
+    Internal,
+    InvalidRequest,
+    Job,
+    LibraryChange,
+    StudioError,
+    TooManyRequests,
+    Track,
+)
+from modules.web.guard import error_response, is_socket
+from modules.web.routes import Studio
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+logger = logging.getLogger(__name__)
+
+MIN_INTERVAL_S = 0.1
+"""Between two snapshots of one job: ten a second."""
+MAX_MESSAGE_BYTES = contract.MAX_JSON_BYTES
+MAX_WAITING_MESSAGES = 32
+"""Messages read from a client but not handled yet; then its socket is not read until they are."""
+MESSAGES_PER_S, BURST = 25.0, 60.0
+MAX_BEHIND = 512
+"""Packets a client may lag behind before it is dropped; it reconnects and hello brings it up to date."""
+MAX_CLIENTS = 300
+PING_INTERVAL_S, PING_TIMEOUT_S = 25, 20
+REMEMBERED_JOBS = 2000
+
+
+# ------------------------------------------------------------------------------------------ broadcast
+class Broadcast:
+    """One thread that sends what is newest.
+
+    Args:
+        emit: sends one event to every client; called only from this thread.
+    """
+
+    def __init__(self, emit: Any, *, interval_s: float = MIN_INTERVAL_S) -> None:
+        self._emit = emit
+        self._interval_s = interval_s
+        self._jobs: dict[str, Job] = {}
+        self._sent: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._tracks: dict[str, tuple[str, Track | None]] = {}
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="broadcast", daemon=True)
+        self._thread.start()
+
+    def job(self, job: Job) -> None:
+        """Take a snapshot; returns at once. An older one than is known is dropped."""
+        with self._wake:
+            waiting = self._jobs.get(job.id)
+            known = max(waiting.rev if waiting else -1, self._sent.get(job.id, (-1, 0.0))[0])
+            if job.rev > known:
+                self._jobs[job.id] = job
+                self._wake.notify()
+
+    def library(self, change: LibraryChange) -> None:
+        """Take a change; returns at once. Changes of one track that wait together become one."""
+        with self._wake:
+            for track in change.added:
+                self._tracks[track.name] = ("added", track)
+            for track in change.changed:
+                waiting = self._tracks.get(track.name)
+                self._tracks[track.name] = (waiting[0] if waiting and waiting[1] else "changed", track)
+            for name in change.removed:
+                self._tracks[name] = ("removed", None)
+            self._wake.notify()
+
+    def stop(self) -> None:
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join(1.0)
+
+    def _run(self) -> None:
+        while True:
+            jobs, change = self._collect()
+            if jobs is None:
+                return
+            for job in jobs:
+                self._send(EventName.JOB, job)
+            if change is not None:
+                self._send(EventName.LIBRARY, change)
+
+    def _send(self, event: EventName, payload: Job | LibraryChange) -> None:
+        try:
+            self._emit(event.value, payload.model_dump(mode="json", by_alias=True))
+        except Exception:  # the thread must outlive whatever one client's socket raises
+            logger.exception("an event could not be sent")
+
+    def _collect(self) -> tuple[list[Job] | None, LibraryChange | None]:
+        """Wait for something that may be sent now, and take it. (None, None): stop."""
+        with self._wake:
+            while True:
+                if self._stopped:
+                    return None, None
+                now = time.monotonic()
+                due = [job for job in self._jobs.values() if self._due(job.id) <= now]
+                if due or self._tracks:
+                    break
+                soonest = min((self._due(job_id) for job_id in self._jobs), default=None)
+                self._wake.wait(None if soonest is None else max(0.0, soonest - now))
+            for job in due:
+                del self._jobs[job.id]
+                self._sent[job.id] = (job.rev, now)
+                self._sent.move_to_end(job.id)
+            while len(self._sent) > REMEMBERED_JOBS:
+                self._sent.popitem(last=False)
+            return due, self._take_change()
+
+    def _due(self, job_id: str) -> float:
+        return self._sent.get(job_id, (-1, -self._interval_s))[1] + self._interval_s
+
+    def _take_change(self) -> LibraryChange | None:
+        if not self._tracks:
+            return None
+        waiting, self._tracks = self._tracks, {}
+        return LibraryChange(
+            added=[track for kind, track in waiting.values() if track and kind == "added"],
+            changed=[track for kind, track in waiting.values() if track and kind == "changed"],
+            removed=[name for name, (kind, _) in waiting.items() if kind == "removed"],
+        )
+
+
+# ------------------------------------------------------------------------------- bounded transports
+class Wire:
+    """A WebSocket's socket: whole frames, one at a time, and an end to waiting for a client that is gone."""
+
+    def __init__(self, connection: socket.socket, timeout_s: float) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        connection.settimeout(timeout_s)
+
+    def recv(self, size: int) -> bytes:
+        return self._connection.recv(size)
+
+    def send(self, data: bytes) -> int:
+        # With a timeout set, socket.send may take a part of a frame; two threads send (answers and pongs).
+        with self._sending:
+            self._connection.sendall(data)
+        return len(data)
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+
+class BoundedServer(simple_websocket.Server):  # type: ignore[misc]
+    """A WebSocket that stops reading from a client which sends faster than it is answered."""
+
+    def __init__(self, environ: WSGIEnvironment, **options: Any) -> None:
+        self._tokens, self._filled_at = BURST, time.monotonic()
+        super().__init__(environ, max_message_size=MAX_MESSAGE_BYTES, **options)
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next message, not faster than MESSAGES_PER_S in the long run."""
+        message = super().receive(timeout)
+        now = time.monotonic()
+        self._tokens = min(BURST, self._tokens + (now - self._filled_at) * MESSAGES_PER_S) - 1
+        self._filled_at = now
+        if self._tokens < 0:
+            time.sleep(-self._tokens / MESSAGES_PER_S)
+        return message
+
+    def _handle_events(self) -> bool:
+        going: bool = super()._handle_events()
+        while going and self.connected and len(self.input_buffer) > MAX_WAITING_MESSAGES:
+            time.sleep(0.05)
+        return going
+
+    def _thread(self) -> None:
+        # A malformed frame ends the library's reader without waking whoever waits for a message.
+        try:
+            super()._thread()
+        except (ProtocolError, ValueError) as error:
+            logger.debug("a WebSocket sent what is not WebSocket: %s", error)
+            self.sock.close()
+        finally:
+            self.connected = False
+            self.event.set()
+
+
+class BoundedWebSocket(SimpleWebSocketWSGI):  # type: ignore[misc]
+    """What Socket.IO makes of a WebSocket handshake: the bounded server, without compression.
+
+    Compression is not negotiated: one small compressed frame can unfold into hundreds of megabytes, and each client's
+    windows cost more memory than the rest of it.
+    """
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ = {key: value for key, value in environ.items() if key != "HTTP_SEC_WEBSOCKET_EXTENSIONS"}
+        timeout_s = PING_INTERVAL_S + PING_TIMEOUT_S + 5.0
+        environ["werkzeug.socket"] = Wire(environ["werkzeug.socket"], timeout_s)
+        try:
+            self.ws = BoundedServer(environ, **self.server_args)
+        except (ProtocolError, simple_websocket.SimpleWebsocketError):
+            return error_response(InvalidRequest("this is not a WebSocket handshake"))(environ, start_response)
+        self.app(self)
+        # The socket is used up: this is how werkzeug is told not to write an answer to it.
+        raise ConnectionError
+
+
+class ClientQueue(queue.Queue[Any]):
+    """Packets that wait for one client. One that lags too far behind is let go of, not waited for."""
+
+    def _put(self, item: Any) -> None:
+        if item is not None and len(self.queue) >= MAX_BEHIND:
+            self.queue.clear()
+            self.unfinished_tasks = 0
+            item = None  # Socket.IO's own sign for: close this client
+        super()._put(item)
+
+
+class StrictJson:
+    """The json module for Socket.IO's packets: what nests too deeply is not JSON, instead of an unwound thread."""
+
+    @staticmethod
+    def dumps(value: Any, **options: Any) -> str:
+        return json.dumps(value, **options)
+
+    @staticmethod
+    def loads(text: str | bytes, **options: Any) -> Any:
+        try:
+            return json.loads(text, **options)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
+class ClientCap:
+    """Refuses new Socket.IO sessions beyond MAX_CLIENTS: each costs threads, and a handshake alone opens one."""
+
+    def __init__(self, app: WSGIApplication, sockets: Any) -> None:
+        self._app, self._sockets = app, sockets
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        opening = is_socket(environ["PATH_INFO"]) and "sid" not in parse_qs(environ.get("QUERY_STRING", ""))
+        if opening and len(self._sockets()) >= MAX_CLIENTS:
+            error = TooManyRequests(f"{MAX_CLIENTS} pages are connected already: close some")
+            return error_response(error)(environ, start_response)
+        return self._app(environ, start_response)
+
+
+# ------------------------------------------------------------------------------------------- Socket.IO
+def attach(app: Flask, studio: Studio) -> Broadcast:
+    """Put Socket.IO around `app.wsgi_app` and connect it to the studio. The guard goes around both, later."""
+    socketio = SocketIO(
+        app,
+        async_mode="threading",
+        # A client's events are handled in its own thread, one after another: a flood slows down only its sender.
+        async_handlers=False,
+        # hello is sent from the connect handler, so the client must be connected by then.
+        always_connect=True,
+        max_http_buffer_size=MAX_MESSAGE_BYTES,
+        ping_interval=PING_INTERVAL_S,
+        ping_timeout=PING_TIMEOUT_S,
+        manage_session=False,
+        http_compression=False,
+        json=StrictJson,
+        logger=logging.getLogger("socketio.quiet"),
+        engineio_logger=logging.getLogger("engineio.quiet"),
+    )
+    engine = socketio.server.eio
+    # engineio has no option for these two; the table is shared by all servers of the process, so it is copied.
+    engine._async = {**engine._async, "websocket": BoundedWebSocket, "queue": ClientQueue}  # noqa: SLF001
+    app.wsgi_app = ClientCap(app.wsgi_app, lambda: engine.sockets)  # type: ignore[method-assign]
+    register_handlers(socketio, studio)
+    broadcast = Broadcast(socketio.emit)
+    studio.subscribe(broadcast.job, broadcast.library)
+    return broadcast
+
+
+def register_handlers(socketio: SocketIO, studio: Studio) -> None:
+    def connect(auth: Any = None) -> None:
+        del auth
+        hello = studio.hello().model_dump(mode="json", by_alias=True)
+        socketio.emit(EventName.HELLO.value, hello, to=request.sid)  # type: ignore[attr-defined]
+
+    def submit(body: Any = None, *_rest: Any) -> dict[str, Any]:
+        return answer(lambda: studio.submit(body))
+
+    def cancel(body: Any = None, *_rest: Any) -> dict[str, Any]:
+        return answer(lambda: cancel_job(studio, body))
+
+    socketio.on_event("connect", connect)
+    socketio.on_event(EventName.SUBMIT.value, submit)
+    socketio.on_event(EventName.CANCEL.value, cancel)
+
+
+def cancel_job(studio: Studio, body: Any) -> Job:
+    """{"id": ..., "keep": bool}, the keep optional."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    job_id = body.get("id")
+    if not isinstance(job_id, str):
+        raise contract.InvalidParameter("id: must be the id of a job", field="id")
+    wish: CancelRequest = contract.parse(CancelRequest, {key: body[key] for key in body if key != "id"})
+    return studio.cancel(job_id, keep=wish.keep)
+
+
+def answer(call: Any) -> dict[str, Any]:
+    """The acknowledgement: the same envelope as over HTTP."""
+    try:
+        return contract.ok(job=call())
+    except StudioError as error:
+        return contract.failure(error)
+    except Exception:  # the edge of the program: a client gets words, the log gets the stack
+        logger.exception("an event failed")
+        return contract.failure(Internal("something went wrong inside the program: its log has the details"))
