@@ -203,7 +203,8 @@ def document() -> dict[str, Any]:
             "summary": "A local web studio for MusicGen",
             "description": (
                 'Success is {"ok": true, ...}; failure is {"ok": false, "error": {"code", "field", "message", '
-                '"details"}}. Scripts on the same machine need no token; with --listen send Authorization: Bearer <token>. '
+                '"details"}}. Scripts on the same machine need no token; with --listen they send it as '
+                "Authorization: Bearer. "
                 "Socket.IO at /socket.io sends hello, job and library, and takes submit and cancel."
             ),
         },
