@@ -10,8 +10,8 @@ import contextlib
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any, Final
@@ -343,43 +343,91 @@ def encode(
     if audio_format == "mp3":
         clip = to_channels(clip, min(clip.channels, 2))
         rate = next((r for r in _MP3_RATES_HZ if r >= rate), _MP3_RATES_HZ[-1])
+    elif audio_format == "flac":
+        rate = _flac_rate(rate)
     clip = limit_peak(resample(clip, rate), 0.0)
     if audio_format == "wav" and clip.samples.size * 4 > _MAX_WAV_BYTES:
         raise ClipTooLong("the clip does not fit a WAV file (4 GB); choose FLAC or a lower sample rate")
     tags = {key: value for key, value in (tags or {}).items() if value}
-    with path.open("w+b", buffering=0) as file:
-        _write_sound(file, clip, audio_format, subtype or _DEFAULT_SUBTYPE[audio_format], tags)
+    subtype = subtype or _DEFAULT_SUBTYPE[audio_format]
+    with _writing(path, audio_format, subtype, clip.sample_rate_hz, clip.channels) as sound:
+        for key, text in _native_tags(audio_format, tags).items():
+            setattr(sound, key, text)
+        for block in _quantised(_cut(clip), subtype):
+            sound.write(block)
     if tags and audio_format != "flac":
         _write_id3(path, audio_format, tags)
 
 
-def _write_sound(file: FileIO, clip: Clip, audio_format: AudioFormat, subtype: str, tags: Mapping[str, str]) -> None:
-    honest = _HonestFile(file)
+def rewrite(source: Path, target: Path, held: Probe) -> Probe:
+    """Copy any readable file to FLAC in bounded memory, turned down to full scale where it is above.
+
+    Args:
+        held: what `probe` found in the source.
+    Returns:
+        what the copy holds; its rate differs by less than 0.01 % where FLAC cannot have the source's.
+    Raises:
+        OSError, UnreadableAudio, ClipTooLong: as `encode` and `probe`.
+    """
+    gain = np.float32(1.0 / max(held.peak, 1.0))
+    rate, frames = _flac_rate(held.sample_rate_hz), 0
+    pieces = _at_rate((block * gain for block in blocks(source)), held, rate)
+    with _writing(target, "flac", f"PCM_{held.bits}", rate, held.channels) as sound:
+        for block in _quantised(pieces, f"PCM_{held.bits}"):
+            sound.write(block)
+            frames += len(block)
+    return replace(
+        held, seconds=frames / rate, sample_rate_hz=rate, frames=frames, peak=min(held.peak, 1.0)
+    )  # fmt: skip
+
+
+def _flac_rate(sample_rate_hz: int) -> int:
+    """Above 65,535 Hz a FLAC header holds tens of hertz."""
+    return sample_rate_hz if sample_rate_hz <= 65_535 else round(sample_rate_hz / 10) * 10
+
+
+def _at_rate(pieces: Iterable[Samples], held: Probe, sample_rate_hz: int) -> Iterator[Samples]:
+    if sample_rate_hz == held.sample_rate_hz:
+        yield from pieces
+        return
+    stream = soxr.ResampleStream(held.sample_rate_hz, sample_rate_hz, held.channels, quality="VHQ")
+    for piece in pieces:
+        yield stream.resample_chunk(np.ascontiguousarray(piece.T)).T
+    yield stream.resample_chunk(np.empty((0, held.channels), np.float32), last=True).T
+
+
+@contextlib.contextmanager
+def _writing(
+    path: Path, audio_format: AudioFormat, subtype: str, sample_rate_hz: int, channels: int
+) -> Iterator[Any]:  # fmt: skip
+    """A soundfile to write to, whose failures come out as the OSError that caused them."""
     quality: dict[str, Any] = {}
     if audio_format == "mp3":
         quality = {"compression_level": _MP3_BEST_VBR, "bitrate_mode": "VARIABLE"}
-    try:
-        with soundfile.SoundFile(
-            honest, "w", clip.sample_rate_hz, clip.channels, format=audio_format.upper(), subtype=subtype, **quality
-        ) as sound:
-            for key, text in _native_tags(audio_format, tags).items():
-                setattr(sound, key, text)
-            for block in _quantised(clip, subtype):
-                sound.write(block)
-                if honest.error is not None:
-                    break
-    except (soundfile.LibsndfileError, RuntimeError, AssertionError):
-        if honest.error is None:
-            raise
-    if honest.error is not None:
-        raise honest.error
+    with path.open("w+b", buffering=0) as file:
+        honest = _HonestFile(file)
+        try:
+            with soundfile.SoundFile(
+                honest, "w", sample_rate_hz, channels, format=audio_format.upper(), subtype=subtype, **quality
+            ) as sound:
+                yield sound
+        except (soundfile.LibsndfileError, RuntimeError, AssertionError):
+            if honest.error is None:
+                raise
+        if honest.error is not None:
+            raise honest.error
 
 
-def _quantised(clip: Clip, subtype: str) -> Iterator[npt.NDArray[Any]]:
-    """Blocks [T, C] as the integers the file will hold, so that samples on the grid come back exactly."""
-    noise = np.random.default_rng(0)  # fixed: the same clip makes the same file
+def _cut(clip: Clip) -> Iterator[Samples]:
     for start in range(0, clip.frames, BLOCK_FRAMES):
-        block = clip.samples[:, start : start + BLOCK_FRAMES].T
+        yield clip.samples[:, start : start + BLOCK_FRAMES]
+
+
+def _quantised(pieces: Iterable[Samples], subtype: str) -> Iterator[npt.NDArray[Any]]:
+    """Pieces [C, T] as blocks [T, C] of the file's own integers, so that samples on their grid come back exactly."""
+    noise = np.random.default_rng(0)  # fixed: the same clip makes the same file
+    for piece in pieces:
+        block = piece.T
         if subtype == "PCM_24":
             # libsndfile keeps the upper 24 of 32 bits.
             whole = np.clip(np.rint(block.astype(np.float64) * 2**23), -(2**23), 2**23 - 1)

@@ -6,6 +6,7 @@ command line and the README's tables are all derived from this module, so a rang
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Mapping
 from enum import Enum
@@ -150,6 +151,11 @@ class OutOfMemory(StudioError):
 
 class DiskFull(StudioError):
     code, status = "disk_full", 507
+
+
+def is_disk_full(error: OSError) -> bool:
+    """True for no space, no quota and a file above the system's limit."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Cancelled(StudioError):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import gc
 import logging
 import os
@@ -66,7 +65,6 @@ _WINDOWS_DEVICES: Final = frozenset(
 _WINDOWS_FORBIDDEN: Final = frozenset('<>:"/\\|?*')
 _JOINERS: Final = frozenset("\u200c\u200d")
 """Invisible, yet part of the spelling in Persian, in Indian scripts and in emoji."""
-_FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 # -------------------------------------------------------------------------------------------------- names
@@ -268,7 +266,7 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL_DISK:
+        if contract.is_disk_full(error):
             raise DiskFull("the disk is full: nothing was kept; free some space and try again") from error
         raise
 
