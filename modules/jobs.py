@@ -156,17 +156,19 @@ class JobQueue:
         run: does a job; reports through its JobContext; raises StudioError to fail, Cancelled to unwind.
         capacity: jobs that may wait.
         on_change: called after every published change with the full snapshot, from any thread, outside the locks.
+        after_job: called on the worker's thread once a job that ran has its final status.
         keep_finished: how many finished jobs are remembered.
     """
 
     def __init__(
         self, directory: Path, run: Run, *, capacity: int = 32, on_change: Callable[[Job], None] | None = None,
-        keep_finished: int = KEEP_FINISHED,
+        after_job: Callable[[Job], None] | None = None, keep_finished: int = KEEP_FINISHED,
     ) -> None:  # fmt: skip
         self._directory = directory
         self._run = run
         self._capacity = capacity
         self._on_change = on_change or (lambda _job: None)
+        self._after_job = after_job or (lambda _job: None)
         self._keep_finished = keep_finished
         # _transition covers a change of status with its disk write; _state only memory, so that progress and
         # snapshots never wait for the disk. Taken in this order.
@@ -305,6 +307,7 @@ class JobQueue:
             with self._transition:
                 changed = self._end(entry, status, error)
             self._publish_safely(changed)
+            self._clean_up(entry.job)
 
     def _next(self) -> _Entry | None:
         """The next job, already written down as running; None when the queue stops."""
@@ -497,6 +500,13 @@ class JobQueue:
         except Exception:
             # Still the job loop: a listener's defect must not end the worker.
             log.exception("a listener of the queue failed")
+
+    def _clean_up(self, job: Job) -> None:
+        try:
+            self._after_job(job)
+        except Exception:
+            # Still the job loop: the job has ended well or badly already, and the next one must start.
+            log.exception("what follows job %s failed", job.id)
 
     # ------------------------------------------------------------------------------------------- journals
     def _path(self, job_id: str) -> Path:
