@@ -6,8 +6,11 @@ import json
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
-from modules.contract import DiskFull
+import psutil
+
+from modules.contract import DiskFull, GenerateRequest, ModelInfo
 from modules.disk import write_atomic
 
 log = logging.getLogger(__name__)
@@ -65,3 +68,51 @@ def _read(path: Path) -> dict[str, float]:
         return {str(name): float(figure) for name, figure in body.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
+
+
+_READ_BYTES_PER_S = {"cpu": 15e9, "cuda": 400e9, "mps": 60e9}
+"""How fast a usual machine reads weights: a guess for the time before the first measurement."""
+_BYTES_A_WEIGHT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.6}
+_OTHER_BYTES = 900e6
+"""Text encoder, codec and the program itself."""
+_LOAD_BYTES_PER_S = 400e6
+_FIRST_SOUND_FRAMES = 30
+
+
+def forecast(known: Measurements, request: GenerateRequest, info: ModelInfo, status: dict[str, Any]) -> dict[str, Any]:
+    """See Studio.estimate."""
+    engine = status.get("engine")
+    device = engine.device if engine else str(status.get("device", "cpu"))
+    backend, precision = (engine.backend, engine.precision) if engine else ("", "")
+    measured = known.nearest("steps_per_s", info.id, backend, precision, device, str(request.takes))
+    pace = measured or _guessed_steps_per_s(info, device, precision, request)
+    load_s = 0.0
+    if status.get("model") != info.id:
+        load_s = known.get("load_s", info.id) or weights_bytes(info, "float32") / _LOAD_BYTES_PER_S
+    frames = request.duration * info.frame_rate_hz
+    decode_x = known.get("decode_x", info.id)
+    rest_s = 0.0 if not decode_x else (request.takes - 1) * request.duration / decode_x
+    needs = None if info.params_m is None else int(weights_bytes(info, precision or "float32") + _OTHER_BYTES)
+    free = psutil.virtual_memory().available
+    loaded = status.get("model") == info.id
+    return {
+        "seconds": round(load_s + frames / pace + rest_s, 1),
+        "first_sound_s": round(load_s + _FIRST_SOUND_FRAMES / pace, 1),
+        "measured": measured is not None,
+        "fits": loaded or needs is None or needs <= free,
+        "needs_bytes": needs,
+        "free_bytes": free,
+        "fits_with": [],
+    }
+
+
+def weights_bytes(info: ModelInfo, precision: str) -> float:
+    """What the decoder's weights take in memory."""
+    return (info.params_m or 0.0) * 1e6 * _BYTES_A_WEIGHT.get(precision, 4.0)
+
+
+def _guessed_steps_per_s(info: ModelInfo, device: str, precision: str, request: GenerateRequest) -> float:
+    """One step reads every weight once; takes share the reading."""
+    size = max(weights_bytes(info, precision or "float32"), 20e6)
+    speed = next((s for name, s in _READ_BYTES_PER_S.items() if device.startswith(name)), _READ_BYTES_PER_S["cpu"])
+    return min(speed / size, 400.0) / (1 + 0.2 * (request.takes - 1))

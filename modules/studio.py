@@ -47,7 +47,7 @@ from modules.contract import (
     parse_submitted,
 )
 from modules.disk import require_space
-from modules.estimate import Measurements
+from modules.estimate import Measurements, forecast
 from modules.generation import Generation, Stage, plan, require_melody, versions
 from modules.jobs import JobContext, JobQueue
 from modules.library import Library
@@ -352,6 +352,25 @@ class Studio:
         """The model that is used when none is named."""
         return self.settings.model or self.manager.catalog.default_id()
 
+    def estimate(self, body: Any) -> dict[str, Any]:
+        """What a generation should take on this machine, and whether it fits the memory, before it is asked for.
+
+        Args:
+            body: as for `submit`; the prompt may be empty and client_id missing.
+
+        Returns:
+            {"seconds", "first_sound_s", "measured", "fits", "needs_bytes", "free_bytes", "fits_with"}; a figure that
+            nobody knows is None. "measured" is false while the seconds are a guess from the model's size.
+        Raises:
+            InvalidRequest, InvalidParameter, UnknownModel.
+        """
+        if not isinstance(body, dict):
+            raise InvalidRequest("the body must be a JSON object")
+        filled = {**body, "client_id": body.get("client_id") or "estimate", "prompt": body.get("prompt") or "-"}
+        request = parse(GenerateRequest, self._with_model(filled))
+        info = self.manager.catalog.info(request.model)
+        return forecast(self.measurements, request, info, self.manager.status())
+
     # --------------------------------------------------------------------------------- checks before a job
     def _with_model(self, body: Any) -> Any:
         """A generate body that names no model gets the best one that is here."""
@@ -592,12 +611,14 @@ def _as_exception(job: Job) -> StudioError:
 
 
 def _real_manager(settings: Settings) -> Manager:
-    from modules.musicgen.manager import ModelManager
+    from modules.musicgen.manager import ModelManager  # type: ignore[import-not-found,unused-ignore]
 
-    return ModelManager(settings)
+    manager: Manager = ModelManager(settings)
+    return manager
 
 
 def _real_separator(settings: Settings) -> Separator | None:
-    from modules.stems import Separator as Demucs
+    from modules.stems import Separator as Demucs  # type: ignore[import-not-found,unused-ignore]
 
-    return Demucs(settings)
+    separator: Separator = Demucs(settings)
+    return separator

@@ -12,17 +12,25 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ROOT / "modules"
 
-BASE = {"contract", "settings"}
+BASE = {"contract", "settings", "disk"}
 PARTS = {"musicgen", "stems", "library", "audio", "jobs"}
+USE_CASES = {"generation", "material", "uploads", "live", "estimate"}
+"""What studio is made of."""
 MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "contract": set(),
+    "disk": {"contract"},
     "jobs": BASE,
     "audio": BASE,
     "library": BASE | {"audio"},
     "stems": BASE | {"audio"},
     "musicgen": BASE | {"audio"},
-    "studio": BASE | PARTS,
+    "estimate": BASE,
+    "live": BASE | {"audio"},
+    "uploads": BASE | {"audio"},
+    "material": BASE | {"audio", "musicgen"},
+    "generation": BASE | PARTS | {"material", "live", "estimate"},
+    "studio": BASE | PARTS | USE_CASES,
     "web": BASE | {"studio"},
 }
 """Room -> the other rooms it may import."""
