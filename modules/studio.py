@@ -25,6 +25,7 @@ from modules.contract import (
     Hello,
     Internal,
     InvalidParameter,
+    InvalidRequest,
     Job,
     JobPhase,
     LibraryChange,
