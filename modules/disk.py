@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -10,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from modules.contract import DiskFull
+from modules.contract import DiskFull, is_disk_full
 
 PART_SUFFIX = ".part"
 """Ends the name of every file that is still being written; a sweep at start removes what a crash left."""
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -40,6 +37,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and deletions in `folder` durable. Windows has no such call and needs none."""
     if os.name == "nt":
@@ -57,7 +60,7 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_disk_full(error):
             raise
         raise DiskFull(f"the disk that holds {path.parent.name}/ is full: free some space and try again") from error
 

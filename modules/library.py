@@ -443,10 +443,14 @@ class Library:
             return None
         return codes if codes.ndim == 2 else None
 
-    def peaks(self, name: str, bins: int) -> audio.Samples:
-        """The outline of a track's waveform, float32 [bins, 2]; kept in memory. Raises NotFound, UnreadableAudio."""
-        path = self.audio_path(name)
-        key = (name, path.stat().st_mtime_ns, bins)
+    def peaks(self, name: str, bins: int, stem: str = "") -> audio.Samples:
+        """The outline of a track's (or its stem's) waveform, float32 [bins, 2]; kept in memory.
+
+        Raises:
+            NotFound, UnreadableAudio.
+        """
+        path = self.stem_path(name, stem) if stem else self.audio_path(name)
+        key = (str(path), path.stat().st_mtime_ns, bins)
         with self._lock:
             if key in self._peaks:
                 self._peaks.move_to_end(key)

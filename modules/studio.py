@@ -248,9 +248,9 @@ class Studio:
         """Raises NotFound."""
         return self.library.get(name)
 
-    def patch(self, name: str, change: TrackPatch) -> Track:
+    def patch(self, name: str, patch: TrackPatch) -> Track:
         """Raises NotFound."""
-        return self.library.patch(name, change)
+        return self.library.patch(name, patch)
 
     def delete(self, name: str) -> None:
         """Raises NotFound, Conflict (locked, or a job needs it)."""
@@ -275,9 +275,10 @@ class Studio:
         """Raises NotFound."""
         return self.library.stem_path(name, stem)
 
-    def peaks(self, name: str, bins: int) -> list[list[float]]:
-        """The waveform's outline: `bins` pairs of least and greatest value. Raises NotFound."""
-        return [[round(float(low), 4), round(float(high), 4)] for low, high in self.library.peaks(name, bins)]
+    def peaks(self, name: str, bins: int, stem: str = "") -> list[list[float]]:
+        """The outline of the track's or a stem's waveform: `bins` pairs of least and greatest. Raises NotFound."""
+        outline = self.library.peaks(name, bins, stem)
+        return [[round(float(low), 4), round(float(high), 4)] for low, high in outline]
 
     def converted(self, name: str, audio_format: AudioFormat, sample_rate: SampleRate) -> Path:
         """The track in another format or rate, as a temporary file that the caller removes.

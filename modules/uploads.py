@@ -1,4 +1,7 @@
-"""Clips that came from a person's machine: kept for a day under random ids, their names as data only."""
+"""Clips that came from a person's machine: kept for a day under random ids, their names as data only.
+
+What is kept is the clean FLAC that intake writes; the bytes that came are gone once it is there.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from modules import audio
-from modules.contract import MAX_CLIP_S, InvalidRequest, NotFound, TooLarge, Upload, clean_text
-from modules.disk import PART_SUFFIX, naming_a_full_disk, sync_folder, write_atomic
+from modules import intake
+from modules.contract import InvalidRequest, NotFound, TooLarge, Upload, clean_text
+from modules.disk import PART_SUFFIX, naming_a_full_disk, sync_file, sync_folder, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ KEEP_S = 24 * 3600.0
 _BLOCK_BYTES = 256 * 1024
 _MAX_NAME_CHARS = 120
 _ID = re.compile(r"[0-9a-f]{32}")
-_SOUND, _FACTS = ".audio", ".json"
+_SOUND, _FACTS = ".flac", ".json"
 
 
 class Readable(Protocol):
@@ -81,22 +84,26 @@ class Uploads:
         part = self._directory / f".{upload_id}{PART_SUFFIX}"
         try:
             with naming_a_full_disk(part):
-                received = self._receive(stream, part)
-            facts = audio.probe(part, max_s=MAX_CLIP_S)
+                self._receive(stream, part)
+            clean = self._directory / f".{upload_id}{_SOUND}{PART_SUFFIX}"
+            facts = intake.admit(part, clean)
             upload = Upload(
                 id=upload_id, name=shown_name(filename), seconds=facts.seconds,
                 sample_rate_hz=facts.sample_rate_hz, channels=facts.channels,
             )  # fmt: skip
-            part.replace(self._sound(upload_id))
+            sync_file(clean)
+            clean.replace(self._sound(upload_id))
             # Facts last: an upload exists once its facts do.
             write_atomic(self._directory / f"{upload_id}{_FACTS}", upload.model_dump_json().encode())
         except BaseException:
-            for leftover in (part, self._sound(upload_id)):
-                with suppress(OSError):
-                    leftover.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._sound(upload_id).unlink(missing_ok=True)
             raise
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
         with self._lock:
-            self._kept[upload_id] = _Kept(upload, received, self._now())
+            self._kept[upload_id] = _Kept(upload, self._sound(upload_id).stat().st_size, self._now())
         return upload
 
     def get(self, upload_id: str) -> Upload:
@@ -160,7 +167,7 @@ class Uploads:
                 total -= size
         return leaving
 
-    def _receive(self, stream: Readable, part: Path) -> int:
+    def _receive(self, stream: Readable, part: Path) -> None:
         received = 0
         with part.open("wb") as file:
             while block := stream.read(_BLOCK_BYTES):
@@ -171,9 +178,6 @@ class Uploads:
                 file.write(block)
             if received == 0:
                 raise InvalidRequest("the uploaded file is empty", field="file")
-            file.flush()
-            os.fsync(file.fileno())
-        return received
 
     def _entry(self, upload_id: str) -> _Kept:
         with self._lock:
