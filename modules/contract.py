@@ -492,6 +492,22 @@ class ModelInfo(Model):
     problem: str = ""
 
 
+class SeparatorInfo(Model):
+    """One way of splitting a track into stems."""
+
+    id: str
+    title: str
+    stems: list[str]
+    licence: str
+    sketch: bool = False
+    """True for the embedded separator: small, and honest about it."""
+    state: ModelState
+    download_bytes: int
+    """About what is still to be fetched; 0 when ready."""
+    missing: list[str] = []
+    problem: str = ""
+
+
 class Health(Model):
     version: str
     protocol: int = PROTOCOL
