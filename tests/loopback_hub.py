@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import unquote
 
@@ -17,7 +20,8 @@ class Hub:
     """Files by (repo, name), and what happens to those who ask.
 
     `break_after` cuts each answer after so many bytes (once for each entry taken from `breaks`); `ignore_ranges`
-    answers a range with everything; `corrupt` sends other bytes than the checksum promises; `requests` is the log.
+    answers a range with everything; `corrupt` sends other bytes than the checksum promises; `statuses` are sent in
+    place of the next answers; `pause_s` is slept before each 64 kB; `requests` is the log.
     """
 
     def __init__(self) -> None:
@@ -25,11 +29,19 @@ class Hub:
         self.breaks: list[int] = []
         self.ignore_ranges = False
         self.corrupt = False
+        self.statuses: list[int] = []
+        self.pause_s = 0.0
         self.requests: list[tuple[str, str, str | None]] = []
         self.url = ""
 
     def add(self, repo: str, name: str, content: bytes) -> None:
         self.files[repo, name] = content
+
+    def add_folder(self, root: Path, *repos: str) -> None:
+        """Serve the files under `root/<repo>` of each repository."""
+        for repo in repos:
+            for path in (root / repo).iterdir():
+                self.add(repo, path.name, path.read_bytes())
 
     def gets(self) -> list[tuple[str, str | None]]:
         """(path, Range) of every GET."""
@@ -52,13 +64,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = unquote(self.path.partition("?")[0]).lstrip("/")
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        if self.hub.statuses:
+            self._plain(self.hub.statuses.pop(0))
+            return
+        if path.startswith("api/models/"):
+            self._describe(path.removeprefix("api/models/").partition("/revision/")[0])
+            return
         repo, _, rest = path.partition("/resolve/")
         content = self.hub.files.get((repo, rest.partition("/")[2]))
         if content is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._plain(404, "EntryNotFound")
             return
         start = self._start(len(content))
         body = content[start:]
@@ -73,6 +88,26 @@ class _Handler(BaseHTTPRequestHandler):
         if with_body:
             self._send(bytes(255 - b for b in body) if self.hub.corrupt else body)
 
+    def _plain(self, status: int, code: str = "") -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _describe(self, repo: str) -> None:
+        """What the hub's API says about a repository: its commit and its files."""
+        names = [{"rfilename": name} for owner, name in self.hub.files if owner == repo]
+        if not names:
+            self._plain(404, "RepoNotFound")
+            return
+        body = json.dumps({"_id": "0", "id": repo, "sha": COMMIT, "siblings": names}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def _start(self, size: int) -> int:
         span = self.headers.get("Range")
         if span is None or self.hub.ignore_ranges:
@@ -85,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.close_connection = True
             return
-        self.wfile.write(body)
+        for at in range(0, len(body), 1 << 16):
+            time.sleep(self.hub.pause_s)
+            self.wfile.write(body[at : at + (1 << 16)])
 
 
 @contextmanager

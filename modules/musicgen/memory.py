@@ -1,0 +1,105 @@
+"""Memory: what a model takes, what there is, and giving it back for real."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import sys
+from typing import Final
+
+import psutil
+
+from modules.musicgen.catalog import Entry, Shape
+
+log = logging.getLogger(__name__)
+
+WEIGHT_BYTES: Final[dict[str, float]] = {
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    # Blocks of 32 weights with a float32 scale each.
+    "int8": 1.125,
+    "int4": 0.625,
+}
+"""Bytes a weight of the decoder takes."""
+_MB: Final = 1_000_000
+_T5_PARAMETERS, _ENCODEC_PARAMETERS, _DEMUCS_PARAMETERS = 110 * _MB, 59 * _MB, 42 * _MB
+_OVERHEAD_BYTES: Final = 300 * _MB
+"""The decoding of a window, activations and what the libraries keep."""
+
+
+def estimate_bytes(model: Entry, precision: str) -> int:
+    """About how much memory the model takes on its device while it generates one take.
+
+    Args:
+        model: an entry of the catalogue; one of unknown shape counts as nothing but the overhead.
+        precision: of the decoder; the text encoder, the codec and the separator stay in float32.
+    """
+    beside = 0
+    for part in model.parts:
+        beside += {"T5": _T5_PARAMETERS, "htdemucs": _DEMUCS_PARAMETERS}.get(part.name, 0)
+    if model.loader == "audiocraft":
+        beside += _ENCODEC_PARAMETERS
+    if model.shape is None:
+        return beside * 4 + _OVERHEAD_BYTES
+    frames = int(model.window_s * model.frame_rate_hz)
+    decoder = model.shape.parameters * WEIGHT_BYTES[precision] + cache_bytes(model.shape, frames, precision)
+    return int(decoder + beside * 4 + _OVERHEAD_BYTES)
+
+
+def cache_bytes(shape: Shape, frames: int, precision: str, takes: int = 1) -> int:
+    """Self-attention's keys and values over a window, the conditional and the unconditional row of each take."""
+    size = 2 if precision in ("float16", "bfloat16") else 4
+    return 2 * 2 * takes * shape.layers * shape.dim * frames * size
+
+
+def available_bytes(device: str) -> int:
+    """What a new model may take on `device` now."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def total_bytes(device: str) -> int:
+    """All of the device's memory."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[1])
+    return int(psutil.virtual_memory().total)
+
+
+def resident_bytes() -> int:
+    """What this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch, ONNX Runtime or Python says that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    words = str(error).lower()
+    told = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(phrase in words for phrase in told)
+
+
+def give_back() -> None:
+    """Hand memory that nothing refers to any more back to the system and the device."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()
+    if sys.platform == "linux":
+        # glibc keeps freed blocks for later; without this the process stays as large as it ever was.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
