@@ -200,14 +200,15 @@ def _fetch_one(remote: _Remote, meter: _Meter, what: str) -> None:
             out.flush()
             os.fsync(out.fileno())
         # A small file's etag is git's hash of it, which says nothing our sha256 could be compared with.
-        if _SHA256.match(remote.etag) and _sha256(part) != remote.etag:
+        if _SHA256.match(remote.etag) and sha256_of(part) != remote.etag:
             part.unlink()
             raise DownloadFailed(f"{what}: {remote.file} arrived damaged (checksum); it will be fetched again on retry")
         part.replace(blob)
     _file_in_cache(remote, what)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The file's checksum, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):

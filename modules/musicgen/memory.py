@@ -60,7 +60,7 @@ def available_bytes(device: str) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
 def total_bytes(device: str) -> int:
