@@ -206,10 +206,17 @@ def _open(path: Path) -> Iterator[_Source]:
                 yield source
 
 
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+    """soundfile seeks after each block to where the reading already is, which a FLAC of unknown length refuses."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _try_soundfile(file: IO[bytes]) -> Any | None:
     try:
         # By descriptor: by name, a ".raw" would be read as headerless PCM.
-        sound = soundfile.SoundFile(file.fileno(), closefd=False)
+        sound = _Forward(file.fileno(), closefd=False)
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError):
         return None
     if sound.format in _TRUSTED_CONTAINERS:
@@ -513,14 +520,15 @@ def _write_id3(path: Path, audio_format: AudioFormat, tags: Mapping[str, str]) -
 
 def read_tags(path: Path) -> dict[str, str]:
     """title, artist, comment and software of a file that `encode` wrote; only those it has."""
+    from mutagen import id3, wave
+
     with path.open("rb") as file:
         magic = file.read(4)
+    found: dict[str, str] = {}
     if magic == b"fLaC":
         with soundfile.SoundFile(str(path)) as sound:
             found = {key: str(getattr(sound, key)) for key in _ID3_FRAMES}
-    else:
-        from mutagen import id3, wave
-
+    elif magic == b"RIFF" or magic.startswith(b"ID3"):
         header = wave.WAVE(path).tags if magic == b"RIFF" else id3.ID3(path)
         found = {key: _id3_text(header, frame) for key, frame in _ID3_FRAMES.items()}
     return {key: text for key, text in found.items() if text}
