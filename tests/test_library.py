@@ -53,7 +53,7 @@ def open_library(tmp_path):
     def opening(**kwargs) -> Library:
         while opened:
             opened.pop().close()
-        lib = Library(tmp_path / "audio", tmp_path / "stems", **kwargs)
+        lib: Library = Library(tmp_path / "audio", tmp_path / "stems", **kwargs)
         opened.append(lib)
         return lib
 
