@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def open_library(tmp_path):
 
 
 @pytest.fixture
-def lib(open_library) -> Library:
+def lib(open_library: Callable[[], Library]) -> Library:
     return open_library()
 
 
