@@ -11,7 +11,8 @@ import { fileURLToPath } from 'node:url';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const target = join(root, 'static', 'vendor');
 
-/** What the page imports: [package, file inside it, name in static/vendor, what its types are]. */
+// What the page imports: package, file inside it, name in static/vendor, what its types are.
+/** @type {[name: string, file: string, copy: string, types: string][]} */
 const FILES = [
   ['wavesurfer.js', 'dist/wavesurfer.esm.js', 'wavesurfer.esm.js', "export { default } from 'wavesurfer.js';"],
   [

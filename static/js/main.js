@@ -1,0 +1,256 @@
+/** Starts the page: state, sound, connection, views; and mounts the views again when the language changes. */
+
+import * as api from './api.js';
+import * as prefs from './prefs.js';
+import { Actions } from './actions.js';
+import { Player } from './audio/player.js';
+import { command } from './keys.js';
+import { empty } from './models/library.js';
+import { isFinal } from './models/jobs.js';
+import { Live } from './live.js';
+import { Store } from './store.js';
+import { announce } from './announce.js';
+import { isTyping } from './ui/dom.js';
+import { loadWords } from './i18n.js';
+import { mountBanner } from './views/banner.js';
+import { mountBar } from './views/bar.js';
+import { mountCard } from './views/card.js';
+import { mountChat } from './views/chat.js';
+import { mountComposer } from './views/composer.js';
+import { mountDrop } from './views/drop.js';
+import { mountSettings } from './views/settings.js';
+import { readFacts, styleNonce } from './contract.js';
+import { showLibrary } from './views/library.js';
+import { showModels } from './views/models.js';
+import { toaster } from './ui/toast.js';
+import * as questions from './views/questions.js';
+import { io } from '../vendor/socket.io.esm.min.js';
+
+/** @typedef {import('./app.js').App} App */
+
+/** A connection that comes back within this is not worth a word. */
+const LOST_AFTER_MS = 1500;
+const HEALTH_EVERY_MS = 2000;
+
+/** @param {string} id */
+const place = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+
+async function start() {
+  const facts = readFacts(document);
+  const kept = prefs.restore(localStorage, facts.parameters, navigator.languages);
+  const store = new Store({
+    connection: 'connecting',
+    outdated: false,
+    health: null,
+    models: [],
+    jobs: {},
+    tracks: {},
+    library: empty(),
+    active: null,
+    attachments: { audioPrompt: null, base: null },
+    chat: kept.chat,
+    values: kept.values,
+    presets: kept.presets,
+    prompt: kept.prompt,
+    prefs: kept.prefs,
+  });
+  const words = await loadWords(kept.prefs.language);
+  const player = new Player();
+  player.setVolume(kept.prefs.volume);
+  const toast = toaster(place('toasts'));
+  /** @type {App} */
+  const app = {
+    store,
+    player,
+    facts,
+    words,
+    nonce: styleNonce(document),
+    commands: new EventTarget(),
+    tell: (text, options = {}) => toast(text, { ...options, close: app.words.t('action.close') }),
+    actions: new Actions(store, player, facts, (problem, retry) => report(app, problem, retry)),
+    live: new Live(store, player, (clientId) => app.actions.asked.has(clientId)),
+    dialogs: {
+      models: () => showModels(app),
+      library: (pick) => showLibrary(app, pick),
+      clear: () => void questions.askClear(app),
+      keys: () => questions.showKeys(app),
+      dropped: (file) => void questions.askDropped(app, file),
+      extend: (track) => void questions.askExtend(app, track),
+      remove: (track) => void questions.askRemove(app, track),
+      download: (track) => void questions.askDownload(app, track),
+      split: (track) => void questions.askSplit(app, track),
+      upload: (file) => questions.sendFile(app, file),
+    },
+  };
+  prefs.keep(localStorage, store, () => app.tell(app.words.t('storage.full'), { error: true }));
+  follow(app);
+  shortcuts(app);
+  mount(app);
+  connect(app);
+}
+
+/** @param {App} app @param {unknown} problem @param {() => void} [retry] */
+function report(app, problem, retry) {
+  const { t } = app.words;
+  const { code, message } = api.asError(problem);
+  const known = app.words.has(`error.${code}`) ? `${t(`error.${code}`)} ` : '';
+  app.tell(`${known}${message}`, { error: true, ...(retry ? { action: { label: t('action.retry'), press: retry } } : {}) });
+}
+
+/** @param {App} app */
+function mount(app) {
+  let undo = mountAll(app);
+  app.store.watch((state) => state.prefs.language, async (language) => {
+    const focused = document.activeElement?.id;
+    app.words = await loadWords(language);
+    undo();
+    undo = mountAll(app);
+    if (focused) document.getElementById(focused)?.focus();
+  });
+}
+
+/** @param {App} app */
+function mountAll(app) {
+  const { t, language } = app.words;
+  document.documentElement.lang = language;
+  document.title = t('bar.title');
+  place('skip').textContent = t('bar.skip');
+  const undo = [
+    mountBar(place('bar'), app),
+    mountBanner(place('banner'), app),
+    mountChat(place('scroll'), app),
+    mountComposer(place('composer'), app),
+    mountSettings(place('settings'), app),
+    // stems: a StemsView (see views/card.js) goes in place of null.
+    mountCard(place('card'), app, null),
+    mountDrop(document, app),
+    announce(place('announcer'), app),
+  ];
+  return () => {
+    for (const one of undo.reverse()) one();
+  };
+}
+
+/** Keep the document, the sound and the library in step with the state. @param {App} app */
+function follow(app) {
+  const { store, player, actions } = app;
+  const light = matchMedia('(prefers-color-scheme: light)');
+  const theme = () => {
+    const { theme: chosen } = store.state.prefs;
+    document.documentElement.dataset.theme = chosen === 'auto' ? (light.matches ? 'light' : 'dark') : chosen;
+  };
+  const compact = () => document.body.classList.toggle('compact', store.state.prefs.compact);
+  const card = () => document.body.classList.toggle('with-card', store.state.active !== null);
+  theme();
+  compact();
+  light.addEventListener('change', theme);
+  store.watch((state) => state.prefs.theme, theme);
+  store.watch((state) => state.prefs.compact, compact);
+  store.watch((state) => state.active, card);
+  store.watch((state) => state.prefs.volume, (volume) => player.setVolume(volume));
+  // What sounds stops when its track goes.
+  store.watch((state) => state.tracks, (now, before) => {
+    const name = player.key?.startsWith('track:') ? player.key.slice('track:'.length) : null;
+    if (name !== null && before[name] && !now[name]) player.unload();
+  });
+  store.watch((state) => state.jobs, (now, before) => {
+    const over = Object.values(now).filter((job) => isFinal(job) && before[job.id] && !isFinal(/** @type {typeof job} */ (before[job.id])));
+    for (const job of over) finished(app, job);
+  });
+  const narrow = matchMedia('(max-width: 899.98px)');
+  const cover = () => {
+    const covered = narrow.matches && store.state.active !== null;
+    for (const id of ['chat', 'bar']) place(id).inert = covered;
+  };
+  narrow.addEventListener('change', cover);
+  store.watch((state) => state.active, cover);
+  player.addEventListener('change', () => document.body.classList.toggle('sounding', player.playing));
+  setInterval(() => {
+    const { health, connection } = store.state;
+    const settled = health !== null && ['ready', 'failed'].includes(health.stack) && health.model_state !== 'loading';
+    if (connection === 'online' && (!settled || actions.waiting())) void actions.health();
+  }, HEALTH_EVERY_MS);
+}
+
+/**
+ * @param {App} app
+ * @param {import('./contract.js').Job} job
+ */
+async function finished({ store, actions, player, live }, job) {
+  void actions.health();
+  if (job.kind === 'load') void actions.refreshModels();
+  const name = job.tracks[0] ?? job.track;
+  if (!name || !actions.asked.has(job.client_id)) return;
+  const heard = player.key === `job:${job.id}`;
+  // Opening the card must not cut off another track that is being heard, nor cover what is typed on a small screen.
+  if (heard || !player.playing) await actions.open(name);
+  else if (!store.state.tracks[name]) await actions.open(name);
+  live.settle(job);
+}
+
+/** @param {App} app */
+function connect(app) {
+  const { store, actions, facts } = app;
+  let lost = 0;
+  const close = api.listen(() => io({ transports: ['websocket', 'polling'], reconnectionDelayMax: 3000 }), facts.protocol, {
+    connection: (connected) => {
+      clearTimeout(lost);
+      if (connected) store.dispatch({ type: 'connection', connection: 'online' });
+      else lost = window.setTimeout(() => store.dispatch({ type: 'connection', connection: 'lost' }), LOST_AFTER_MS);
+    },
+    hello: (hello) => {
+      store.dispatch({ type: 'models', models: hello.models });
+      actions.chooseModel();
+      store.dispatch({ type: 'jobs', jobs: hello.jobs, complete: true });
+      void actions.health();
+      void actions.list().then(() => actions.checkChat());
+    },
+    job: (job) => store.dispatch({ type: 'job', job }),
+    library: (change) => store.dispatch({ type: 'library', change }),
+    outdated: () => store.dispatch({ type: 'outdated' }),
+  });
+  window.addEventListener('pagehide', close);
+}
+
+/** @param {App} app */
+function shortcuts(app) {
+  const { player, store, commands, dialogs } = app;
+  document.addEventListener('keydown', (event) => {
+    const { target } = event;
+    if (event.key === 'Escape' && store.state.active !== null && matchMedia('(max-width: 899.98px)').matches && !document.querySelector('dialog[open]')) {
+      store.dispatch({ type: 'open', name: null });
+      return;
+    }
+    if (isTyping(target) || document.querySelector('dialog[open]')) return;
+    const wanted = command(event);
+    if (!wanted) return;
+    // A focused control keeps its own keys.
+    if (wanted.name === 'play' && target instanceof HTMLElement && target.closest('button, a, summary, label')) return;
+    event.preventDefault();
+    switch (wanted.name) {
+      case 'play':
+        if (player.sound) void player.toggle();
+        break;
+      case 'seek':
+        player.seek(player.time + wanted.seconds);
+        break;
+      case 'loop':
+        /** @type {HTMLElement | null} */ (document.querySelector('[data-command="loop"]'))?.click();
+        break;
+      case 'prompt':
+        place('prompt').focus();
+        break;
+      case 'help':
+        dialogs.keys();
+        break;
+      case 'solo':
+        commands.dispatchEvent(new CustomEvent('solo', { detail: wanted.stem }));
+        break;
+      case 'mute':
+        commands.dispatchEvent(new CustomEvent('mute'));
+        break;
+    }
+  });
+}
+
+void start();
