@@ -5,7 +5,8 @@ const browser = Object.fromEntries(
    ResizeObserver Response Storage TextDecoder URL URLSearchParams Uint8Array cancelAnimationFrame clearInterval
    clearTimeout console crypto customElements devicePixelRatio document fetch getComputedStyle globalThis history
    localStorage location matchMedia navigator performance queueMicrotask requestAnimationFrame setInterval
-   setTimeout structuredClone window Audio CustomEvent XMLHttpRequest`
+   setTimeout structuredClone window Audio CustomEvent XMLHttpRequest OfflineAudioContext HTMLTextAreaElement
+   HTMLSelectElement HTMLButtonElement IntersectionObserver`
     .split(/\s+/)
     .map((name) => [name, 'readonly']),
 );

@@ -1,0 +1,166 @@
+"""A real server with the real studio and Debian's Chromium; only the model and the separator are stand-ins."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+
+from modules.contract import ModelInfo
+from modules.settings import ROOT, Settings
+from modules.studio import Studio
+from modules.web.app import StudioServer, create_app
+from tests.fakes import FakeEngine, FakeManager, FakeSeparator, model_info
+
+CHROMIUM = "/usr/bin/chromium"
+ARGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required", "--mute-audio",
+]  # fmt: skip
+
+SOUND_TAP = """
+// Everything that reaches the loudspeaker also reaches an analyser, so that a test can tell sound from silence.
+(() => {
+  const connect = AudioNode.prototype.connect;
+  window.__taps = [];
+  AudioNode.prototype.connect = function (target, ...rest) {
+    if (target instanceof AudioDestinationNode && !(target.context instanceof OfflineAudioContext)) {
+      const tap = target.context.createAnalyser();
+      tap.fftSize = 2048;
+      window.__taps.push(tap);
+      connect.call(this, tap);
+    }
+    return connect.call(this, target, ...rest);
+  };
+  window.__level = () => {
+    let level = 0;
+    for (const tap of window.__taps) {
+      const samples = new Float32Array(tap.fftSize);
+      tap.getFloatTimeDomainData(samples);
+      level = Math.max(level, Math.sqrt(samples.reduce((sum, x) => sum + x * x, 0) / samples.length));
+    }
+    return level;
+  };
+})();
+"""
+
+
+def models() -> tuple[ModelInfo, ...]:
+    return (
+        model_info("fake", title="Sketch", sketch=True, params_m=12.0, licence="CC0", where="models/fake"),
+        model_info(
+            "fake-melody", title="Melody", melody=True, params_m=1500.0, licence="CC-BY-NC 4.0", where="models/melody"
+        ),
+        model_info(
+            "large", title="Large", repo="facebook/musicgen-large", params_m=3300.0, licence="CC-BY-NC 4.0",
+            state="downloadable", download_bytes=6_510_000_000, where="the Hugging Face cache",
+        ),
+    )  # fmt: skip
+
+
+@dataclass
+class Site:
+    """One running program."""
+
+    url: str
+    studio: Studio
+    manager: FakeManager
+    engine: FakeEngine
+    separator: FakeSeparator
+
+    def wait(self, true: Any, timeout_s: float = 10.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not true():
+            assert time.monotonic() < deadline, "it did not come true in time"
+            time.sleep(0.02)
+
+    def idle(self) -> None:
+        """Until no job is going on."""
+        final = ("done", "failed", "cancelled", "interrupted")
+        self.wait(lambda: all(job.status in final for job in self.studio.jobs()))
+
+
+def start(folder: Path, *, port: int = 0) -> tuple[Site, Any]:
+    settings = Settings(
+        port=port, data_dir=folder / "data", state_dir=folder / "state", cache_dir=folder / "cache", no_browser=True
+    )
+    engine = FakeEngine()
+    manager = FakeManager(*models(), engine=engine)
+    separator = FakeSeparator()
+    studio = Studio(settings, manager=manager, separator=separator)  # type: ignore[arg-type]
+    studio.start()
+    app = create_app(studio, settings)
+    server = StudioServer(app, settings)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.shutdown()
+        app.extensions["broadcast"].stop()
+        server.close_all()
+        thread.join(5)
+        studio.stop()
+
+    return Site(f"http://127.0.0.1:{server.port}", studio, manager, engine, separator), stop
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    if not Path(CHROMIUM).exists():
+        pytest.skip("there is no Chromium on this machine")
+    if not (ROOT / "static/vendor/STAMP").exists():
+        pytest.fail("static/vendor is empty: run node scripts/vendor.mjs")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made, stop = start(tmp_path)
+    yield made
+    made.engine.hold = None
+    made.engine.step_s = 0
+    stop()
+
+
+def watched(context: BrowserContext) -> tuple[Page, list[str]]:
+    """A page, and what its console complains of."""
+    complaints: list[str] = []
+    page = context.new_page()
+    page.set_default_timeout(8000)
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            complaints.append(f"{message.type}: {message.text}")
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    return page, complaints
+
+
+@pytest.fixture
+def context(chromium: Browser) -> Iterator[BrowserContext]:
+    made = chromium.new_context(locale="en-GB", color_scheme="dark", viewport={"width": 1440, "height": 900})
+    made.add_init_script(SOUND_TAP)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, site: Site, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The page, open and connected. It must leave no complaint in the console, unless marked otherwise."""
+    made, complaints = watched(context)
+    made.goto(site.url)
+    made.wait_for_selector(".model-name")
+    yield made
+    allowed = request.node.get_closest_marker("complains")
+    if allowed is None:
+        assert complaints == []
