@@ -154,7 +154,10 @@ function follow(app) {
     if (name !== null && before[name] && !now[name]) player.unload();
   });
   store.watch((state) => state.jobs, (now, before) => {
-    const over = Object.values(now).filter((job) => isFinal(job) && before[job.id] && !isFinal(/** @type {typeof job} */ (before[job.id])));
+    const over = Object.values(now).filter((job) => {
+      const known = before[job.id];
+      return isFinal(job) && !(known && isFinal(known));
+    });
     for (const job of over) finished(app, job);
   });
   const narrow = matchMedia('(max-width: 899.98px)');

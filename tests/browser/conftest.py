@@ -93,7 +93,7 @@ def start(folder: Path, *, port: int = 0) -> tuple[Site, Any]:
     engine = FakeEngine()
     manager = FakeManager(*models(), engine=engine)
     separator = FakeSeparator()
-    studio = Studio(settings, manager=manager, separator=separator)  # type: ignore[arg-type]
+    studio = Studio(settings, manager=manager, separator=separator)
     studio.start()
     app = create_app(studio, settings)
     server = StudioServer(app, settings)

@@ -112,10 +112,12 @@ function header(track, { words, actions, store }) {
   const { t } = words;
   const favourite = button({ label: t('action.favourite'), icon: 'star', iconOnly: true, kind: 'quiet', pressed: false, press: () => void actions.mark(track(), { favourite: !track().favourite }) });
   const lock = button({ label: t('action.lock'), icon: 'unlock', iconOnly: true, kind: 'quiet', pressed: false, press: () => void actions.mark(track(), { locked: !track().locked }) });
+  const close = button({ label: t('card.close'), icon: 'back', iconOnly: true, kind: 'quiet', class: 'card-back', press: () => store.dispatch({ type: 'open', name: null }) });
+  close.append(icon('close'));
   const element = el(
     'header',
     { class: 'card-head' },
-    button({ label: t('card.close'), icon: 'back', iconOnly: true, kind: 'quiet', class: 'card-back', press: () => store.dispatch({ type: 'open', name: null }) }),
+    close,
     el('h2', { class: 'card-title', text: track().file, attrs: { title: track().file } }),
     favourite,
     lock,

@@ -9,7 +9,7 @@ import { ask, open } from '../ui/dialog.js';
  * @typedef {import('../contract.js').Parameter} Parameter
  */
 
-const GROUPS = ['length', 'sampling', 'seed', 'file'];
+const GROUPS = ['length', 'seed', 'sampling', 'file'];
 
 /**
  * @param {HTMLElement} host
