@@ -313,6 +313,13 @@ class TrackPatch(Model):
 class ConfirmRequest(Model):
     confirm: Literal[True]
 
+    @field_validator("confirm", mode="before")
+    @classmethod
+    def _only_true(cls, value: Any) -> Any:
+        if value is not True:  # 1 equals True, but it is not the word that was asked for
+            raise ValueError("must be true")
+        return value
+
 
 class CancelRequest(Model):
     """DELETE /api/jobs/<id>: keep saves what was made so far as a track."""

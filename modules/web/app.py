@@ -66,7 +66,6 @@ def create_app(
 
 def register_pages(app: Flask, settings: Settings) -> None:
     facts = contract.page_facts(settings.max_upload_mb)
-    document = openapi.document()
 
     @app.get("/")
     def page() -> Response:
@@ -84,10 +83,11 @@ def register_pages(app: Flask, settings: Settings) -> None:
 
     @app.get("/api/openapi.json")
     def openapi_json() -> Response:
-        return Response(json.dumps(document, ensure_ascii=False), mimetype="application/json")
+        return Response(json.dumps(openapi.document(), ensure_ascii=False), mimetype="application/json")
 
     @app.get("/api/docs")
     def docs() -> str:
+        document = openapi.document()
         return render_template("docs.html", document=document, operations=openapi.operations(document))
 
 
@@ -110,6 +110,14 @@ class _Metered(io.RawIOBase):
         return count
 
 
+class _Incoming(io.BufferedReader):
+    """What a handler reads from."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        # Werkzeug drains what is left of a request in reads of this size, and would wait for all of it.
+        return self.read1(size) if size == 10_000_000 else super().read(size)
+
+
 class Handler(WSGIRequestHandler):
     """One connection: deadlines, quiet logs, and refusals in the contract's envelope."""
 
@@ -121,7 +129,7 @@ class Handler(WSGIRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = io.BufferedReader(_Metered(self.connection, self.server.most_bytes), 64 * 1024)
+        self.rfile = _Incoming(_Metered(self.connection, self.server.most_bytes), 64 * 1024)
         self.server.reading(self.connection)
 
     def parse_request(self) -> bool:

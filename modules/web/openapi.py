@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -190,8 +191,9 @@ OPERATIONS: tuple[Operation, ...] = (
 )  # fmt: skip
 
 
+@cache
 def document() -> dict[str, Any]:
-    """The whole document, ready for JSON."""
+    """The whole document, ready for JSON. Made when it is first asked for, not before the first page."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)

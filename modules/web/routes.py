@@ -26,6 +26,7 @@ from werkzeug.wsgi import wrap_file
 
 from modules import contract
 from modules.contract import (
+    MAX_JSON_BYTES,
     AudioFormat,
     AudioQuery,
     CancelRequest,
@@ -137,7 +138,11 @@ def json_body(*, optional: bool = False) -> Any:
         raise UnsupportedMediaType(
             f"Content-Type: {request.mimetype[:60] or 'is missing'}, it must be application/json", field="Content-Type"
         )
+    # One byte more than is allowed: a chunked body is otherwise cut at the cap without a word.
+    request.max_content_length = MAX_JSON_BYTES + 1
     text = request.get_data(cache=False)
+    if len(text) > MAX_JSON_BYTES:
+        raise TooLarge(f"the body is over {MAX_JSON_BYTES} bytes", field="body")
     if optional and not text:
         return {}
     return parse_json(text)
@@ -248,7 +253,7 @@ def send(file: BinaryIO, filename: str, *, download: bool = False, cache: str = 
     facts = os.fstat(file.fileno())
     body = cast("Any", wrap_file(request.environ, cast("IO[bytes]", file), BLOCK_BYTES))
     suffix = Path(filename).suffix.lower()
-    response = Response(body, mimetype=MIME_TYPES.get(suffix, "application/octet-stream"), direct_passthrough=True)
+    response = Response(body, mimetype=MIME_TYPES.get(suffix, "application/octet-stream"))
     response.call_on_close(file.close)
     response.content_length = facts.st_size
     response.headers["Cache-Control"] = cache
@@ -260,6 +265,8 @@ def send(file: BinaryIO, filename: str, *, download: bool = False, cache: str = 
     except exceptions.RequestedRangeNotSatisfiable:
         file.close()
         raise
+    # Passed through directly, what was registered with call_on_close would never be called.
+    response.direct_passthrough = False
     return response
 
 
@@ -338,7 +345,7 @@ def register_jobs(app: Flask, studio: Studio) -> None:
         blocks: Iterator[bytes] = studio.live_audio(job_id)
         if request.method == "HEAD":
             blocks = iter(())
-        return Response(blocks, mimetype="audio/wav", headers={"Cache-Control": "no-store"}, direct_passthrough=True)
+        return Response(blocks, mimetype="audio/wav", headers={"Cache-Control": "no-store"})
 
 
 # --------------------------------------------------------------------------------------------- tracks
@@ -411,7 +418,7 @@ def register_audio(app: Flask, studio: Studio, settings: Settings) -> None:
         paths = [studio.stem_file(name, stem) for stem in dict.fromkeys(wanted)]
         # Opened before the first byte is sent: a missing stem is an error, not a broken archive.
         files = [(f"{name}_{path.stem}{path.suffix}", open_inside(path, settings.stems_dir)) for path in paths]
-        response = Response(zip_stream(files), mimetype="application/zip", direct_passthrough=True)
+        response = Response(zip_stream(files), mimetype="application/zip")
         response.call_on_close(lambda: [file.close() for _, file in files])
         set_disposition(response.headers, f"{name}_stems.zip", download=True)
         return response
