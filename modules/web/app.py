@@ -114,8 +114,14 @@ class _Incoming(io.BufferedReader):
     """What a handler reads from."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        # Werkzeug drains what is left of a request in reads of this size, and would wait for all of it.
-        return self.read1(size) if size == 10_000_000 else super().read(size)
+        if size != 10_000_000:
+            return super().read(size)
+        # Werkzeug drains what is left of a request in reads of this size. It would wait for all of it, and an error
+        # here would keep it from closing the answer, and with it the answer's files.
+        try:
+            return self.read1(size)
+        except OSError:
+            return b""
 
 
 class Handler(WSGIRequestHandler):
