@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from werkzeug.datastructures import Headers
@@ -166,7 +167,7 @@ def test_a_full_queue_answers_429_and_says_when_to_come_back(settings: Settings)
 def test_a_job_is_cancelled_with_and_without_keeping_what_was_heard(live: Live) -> None:
     for client_id, ask, note in (("a", {"json_": {"keep": True}}, "kept"), ("b", {}, ""), ("c", {"json_": {}}, "")):
         job = live.ask("POST", "/api/jobs", json_={**JOB, "client_id": client_id}).json["job"]
-        cancelled = live.ask("DELETE", f"/api/jobs/{job['id']}", **ask).json["job"]  # type: ignore[arg-type]
+        cancelled = live.ask("DELETE", f"/api/jobs/{job['id']}", **ask).json["job"]
         assert (cancelled["status"], cancelled["note"]) == ("cancelled", note)
         assert cancelled["rev"] > job["rev"]
     assert failure_of(live.ask("DELETE", "/api/jobs/none"))[:2] == (404, "not_found")
@@ -409,7 +410,7 @@ def test_an_archive_of_no_stems_or_of_a_stem_that_is_gone_is_a_404(live: Live, s
 
 
 def test_an_archive_is_made_in_bounded_memory(tmp_path: Path) -> None:
-    files = []
+    files: list[tuple[str, BinaryIO]] = []
     for number in range(3):
         path = tmp_path / f"{number}.wav"
         path.write_bytes(os.urandom(3_000_000))

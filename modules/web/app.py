@@ -256,6 +256,9 @@ class StudioServer(ThreadedWSGIServer):
         for connection in connections:
             shut(connection)
 
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
+        access_log.log(logging.ERROR if type == "error" else logging.DEBUG, message, *args)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         del request, client_address
         access_log.debug("a connection ended badly", exc_info=True)

@@ -11,11 +11,12 @@ import contextlib
 import json
 import logging
 import queue
+import re
 import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -54,7 +55,10 @@ MESSAGES_PER_S, BURST = 25.0, 60.0
 MAX_BEHIND = 512
 """Packets a client may lag behind before it is dropped; it reconnects and hello brings it up to date."""
 MAX_CLIENTS = 300
+HANDSHAKES_PER_S = 20.0
 PING_INTERVAL_S, PING_TIMEOUT_S = 25, 20
+SEND_PATIENCE_S = 10.0
+"""How long a client may take none of what is sent to it."""
 REMEMBERED_JOBS = 2000
 
 
@@ -66,7 +70,7 @@ class Broadcast:
         emit: sends one event to every client; called only from this thread.
     """
 
-    def __init__(self, emit: Any, *, interval_s: float = MIN_INTERVAL_S) -> None:
+    def __init__(self, emit: Callable[[str, dict[str, Any]], None], *, interval_s: float = MIN_INTERVAL_S) -> None:
         self._emit = emit
         self._interval_s = interval_s
         self._jobs: dict[str, Job] = {}
@@ -158,44 +162,72 @@ class Broadcast:
 class Wire:
     """A WebSocket's socket: whole frames, one at a time, and an end to waiting for a client that is gone."""
 
-    def __init__(self, connection: socket.socket, timeout_s: float) -> None:
-        self._connection = connection
+    def __init__(self, connection: socket.socket) -> None:
+        self._incoming = connection
+        # The same connection, with a patience of its own: a pong may take a minute to come, a send may not.
+        self._outgoing = connection.dup()
+        self._incoming.settimeout(PING_INTERVAL_S + PING_TIMEOUT_S + 5.0)
+        self._outgoing.settimeout(SEND_PATIENCE_S)
         self._sending = threading.Lock()
-        connection.settimeout(timeout_s)
 
     def recv(self, size: int) -> bytes:
-        return self._connection.recv(size)
+        return self._incoming.recv(size)
 
     def send(self, data: bytes) -> int:
         # With a timeout set, socket.send may take a part of a frame; two threads send (answers and pongs).
         with self._sending:
-            self._connection.sendall(data)
+            try:
+                self._outgoing.sendall(data)
+            except OSError:
+                self._shut()
+                raise
         return len(data)
 
     def fileno(self) -> int:
-        return self._connection.fileno()
+        return self._incoming.fileno()
 
     def close(self) -> None:
+        self._shut()
+        self._outgoing.close()
+        self._incoming.close()
+
+    def _shut(self) -> None:
+        # Wakes whoever waits in recv, which closing alone does not.
         with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+            self._incoming.shutdown(socket.SHUT_RDWR)
+
+
+class Bucket:
+    """A token bucket: so many at once, so many a second in the long run."""
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s, self._burst, self._left = per_s, burst, burst
+        self._filled_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self, *, wait: bool = False) -> float:
+        """Take one. Returns the seconds until it is there: 0 when it is; with `wait` it is taken all the same."""
+        with self._lock:
+            now = time.monotonic()
+            self._left = min(self._burst, self._left + (now - self._filled_at) * self._per_s)
+            self._filled_at = now
+            if self._left >= 1 or wait:
+                self._left -= 1
+                return max(0.0, -self._left / self._per_s)
+            return (1 - self._left) / self._per_s
 
 
 class BoundedServer(simple_websocket.Server):  # type: ignore[misc]
     """A WebSocket that stops reading from a client which sends faster than it is answered."""
 
     def __init__(self, environ: WSGIEnvironment, **options: Any) -> None:
-        self._tokens, self._filled_at = BURST, time.monotonic()
+        self._rate = Bucket(MESSAGES_PER_S, BURST)
         super().__init__(environ, max_message_size=MAX_MESSAGE_BYTES, **options)
 
     def receive(self, timeout: float | None = None) -> Any:
         """The next message, not faster than MESSAGES_PER_S in the long run."""
         message = super().receive(timeout)
-        now = time.monotonic()
-        self._tokens = min(BURST, self._tokens + (now - self._filled_at) * MESSAGES_PER_S) - 1
-        self._filled_at = now
-        if self._tokens < 0:
-            time.sleep(-self._tokens / MESSAGES_PER_S)
+        time.sleep(self._rate.take(wait=True))
         return message
 
     def _handle_events(self) -> bool:
@@ -225,8 +257,7 @@ class BoundedWebSocket(SimpleWebSocketWSGI):  # type: ignore[misc]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ = {key: value for key, value in environ.items() if key != "HTTP_SEC_WEBSOCKET_EXTENSIONS"}
-        timeout_s = PING_INTERVAL_S + PING_TIMEOUT_S + 5.0
-        environ["werkzeug.socket"] = Wire(environ["werkzeug.socket"], timeout_s)
+        environ["werkzeug.socket"] = Wire(environ["werkzeug.socket"])
         try:
             self.ws = BoundedServer(environ, **self.server_args)
         except (ProtocolError, simple_websocket.SimpleWebsocketError):
@@ -262,18 +293,47 @@ class StrictJson:
             raise ValueError("nested too deeply") from None
 
 
-class ClientCap:
-    """Refuses new Socket.IO sessions beyond MAX_CLIENTS: each costs threads, and a handshake alone opens one."""
+class Handshakes:
+    """Refuses what would open a Socket.IO session but is no handshake, or is one too many.
 
-    def __init__(self, app: WSGIApplication, sockets: Any) -> None:
+    Each session costs threads, one of which outlives it by a ping's interval, so the rate is bounded as well.
+    """
+
+    def __init__(self, app: WSGIApplication, sockets: Callable[[], Sized]) -> None:
         self._app, self._sockets = app, sockets
+        self._rate = Bucket(HANDSHAKES_PER_S, MAX_CLIENTS)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        opening = is_socket(environ["PATH_INFO"]) and "sid" not in parse_qs(environ.get("QUERY_STRING", ""))
-        if opening and len(self._sockets()) >= MAX_CLIENTS:
-            error = TooManyRequests(f"{MAX_CLIENTS} pages are connected already: close some")
-            return error_response(error)(environ, start_response)
+        if is_socket(environ["PATH_INFO"]):
+            try:
+                self._check(environ, parse_qs(environ.get("QUERY_STRING", "")))
+            except StudioError as error:
+                return error_response(error)(environ, start_response)
         return self._app(environ, start_response)
+
+    def _check(self, environ: WSGIEnvironment, query: dict[str, list[str]]) -> None:
+        upgrades = "HTTP_UPGRADE" in environ or query.get("transport") == ["websocket"]
+        if upgrades and not is_websocket_handshake(environ):
+            raise InvalidRequest("this is not a WebSocket handshake")
+        if "sid" in query:
+            return
+        if len(self._sockets()) >= MAX_CLIENTS:
+            raise TooManyRequests(f"{MAX_CLIENTS} pages are connected already: close some")
+        wait_s = self._rate.take()
+        if wait_s > 0:
+            raise TooManyRequests("too many pages connect at once", details={"retry_after_s": max(1, round(wait_s))})
+
+
+def is_websocket_handshake(environ: WSGIEnvironment) -> bool:
+    """True when the headers are those of RFC 6455, section 4.2.1; the library checks less and breaks on some."""
+    connection = [word.strip().lower() for word in environ.get("HTTP_CONNECTION", "").split(",")]
+    return (
+        environ["REQUEST_METHOD"] == "GET"
+        and environ.get("HTTP_UPGRADE", "").lower() == "websocket"
+        and "upgrade" in connection
+        and environ.get("HTTP_SEC_WEBSOCKET_VERSION") == "13"
+        and re.fullmatch(r"[A-Za-z0-9+/]{22}==", environ.get("HTTP_SEC_WEBSOCKET_KEY", "")) is not None
+    )
 
 
 # ------------------------------------------------------------------------------------------- Socket.IO
@@ -292,17 +352,24 @@ def attach(app: Flask, studio: Studio) -> Broadcast:
         manage_session=False,
         http_compression=False,
         json=StrictJson,
-        logger=logging.getLogger("socketio.quiet"),
-        engineio_logger=logging.getLogger("engineio.quiet"),
+        logger=_silent("socketio"),
+        engineio_logger=_silent("engineio"),
     )
     engine = socketio.server.eio
     # engineio has no option for these two; the table is shared by all servers of the process, so it is copied.
     engine._async = {**engine._async, "websocket": BoundedWebSocket, "queue": ClientQueue}  # noqa: SLF001
-    app.wsgi_app = ClientCap(app.wsgi_app, lambda: engine.sockets)  # type: ignore[method-assign]
+    app.wsgi_app = Handshakes(app.wsgi_app, lambda: engine.sockets)  # type: ignore[method-assign]
     register_handlers(socketio, studio)
     broadcast = Broadcast(socketio.emit)
     studio.subscribe(broadcast.job, broadcast.library)
     return broadcast
+
+
+def _silent(name: str) -> logging.Logger:
+    """A logger for what only clients cause: a flood of nonsense must not become a flood in the log."""
+    quiet = logging.getLogger(f"{__name__}.{name}")
+    quiet.setLevel(logging.CRITICAL)
+    return quiet
 
 
 def register_handlers(socketio: SocketIO, studio: Studio) -> None:
@@ -333,7 +400,7 @@ def cancel_job(studio: Studio, body: Any) -> Job:
     return studio.cancel(job_id, keep=wish.keep)
 
 
-def answer(call: Any) -> dict[str, Any]:
+def answer(call: Callable[[], Job]) -> dict[str, Any]:
     """The acknowledgement: the same envelope as over HTTP."""
     try:
         return contract.ok(job=call())
