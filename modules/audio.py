@@ -547,6 +547,23 @@ def resample(clip: Clip, sample_rate_hz: int) -> Clip:
     return Clip(np.ascontiguousarray(changed.T, dtype=np.float32), sample_rate_hz)
 
 
+def resample_blocks(parts: Iterator[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
+    """Resample a stream of blocks float32 [C, n] in bounded memory, the result aligned to its first sample."""
+    if from_hz == to_hz:
+        yield from parts
+        return
+    stream: Any = None
+    channels = 0
+    for part in parts:
+        if stream is None:
+            channels = part.shape[0]
+            stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32", quality="HQ")
+        yield np.ascontiguousarray(stream.resample_chunk(np.ascontiguousarray(part.T)).T)
+    if stream is not None:
+        rest = stream.resample_chunk(np.zeros((0, channels), dtype=np.float32), last=True)
+        yield np.ascontiguousarray(rest.T)
+
+
 def to_channels(clip: Clip, channels: int) -> Clip:
     """The clip in `channels` channels: down by averaging, up by repeating the mix of what there is."""
     if channels == clip.channels:

@@ -622,7 +622,7 @@ class Library:
         with self._lock, _disk_errors():
             before = self._entry(name).track
             stems = {**before.stems, **{stem: f"{stem}.wav" for stem in files}}
-            track = before.model_copy(update={"stems": stems, "stems_info": dict(info)})
+            track = before.model_copy(update={"stems": stems, "stems_info": {**before.stems_info, **info}})
             intent = self._tmp_dir / f"{name}.stems"
             try:
                 _write_synced(intent, _to_json(track))

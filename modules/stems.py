@@ -506,31 +506,10 @@ class _Stream:
 
     def _read(self) -> Iterator[Samples]:
         song = self._song
-        for block in _resampled(audio.blocks(song.path, max_s=MAX_SPLIT_S), song.sample_rate_hz, self._rate):
+        parts = audio.blocks(song.path, max_s=MAX_SPLIT_S)
+        for block in audio.resample_blocks(parts, song.sample_rate_hz, self._rate):
             stereo = np.repeat(block, 2, axis=0) if block.shape[0] == 1 else block
             yield ((stereo - song.mean) / song.std).astype(np.float32)
-
-
-def _resampled(blocks: Iterator[Samples], from_hz: int, to_hz: int) -> Iterator[Samples]:
-    """Resample a stream of blocks [C, n] to another rate, aligned to its first sample."""
-    if from_hz == to_hz:
-        yield from blocks
-        return
-    stream: Any = None
-    channels = 0
-    for block in blocks:
-        if stream is None:
-            channels = block.shape[0]
-            stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32", quality="HQ")
-        yield _soxr(stream, block.T, last=False)
-    if stream is not None:
-        yield _soxr(stream, np.zeros((0, channels), dtype=np.float32), last=True)
-
-
-def _soxr(stream: Any, frames: Samples, *, last: bool) -> Samples:
-    """One block [n, C] through the resampler; [C, m]."""
-    done = stream.resample_chunk(np.ascontiguousarray(frames), last=last)
-    return np.ascontiguousarray(done.T)
 
 
 # ---------------------------------------------------------------------------------------------- the segments
@@ -695,8 +674,12 @@ def _run(loaded: _Loaded, song: _Song, parts: Mapping[str, Path], progress: Prog
         for index, segment in enumerate(segments):
             counter.segment(index)
             heard = stream.take(segment.seen, segment.seen + loaded.segment_frames)
-            answer = network(heard)[..., segment.skip : segment.skip + segment.end - segment.start]
-            joined.add(segment, answer)
+            asked = slice(segment.skip, segment.skip + segment.end - segment.start)
+            if np.ptp(heard[:, asked]) < SILENCE:
+                # Digital silence, moved by the song's mean: every stem is silent too, and the network is not asked.
+                joined.add(segment, np.repeat(heard[None, :, asked], len(kept), axis=0))
+            else:
+                joined.add(segment, network(heard)[..., asked])
             final = segments[index + 1].start if index + 1 < len(segments) else stream.frames
             for output, stem in zip(outputs, joined.pop(final) * song.std + song.mean, strict=True):
                 output.write(stem)
@@ -763,8 +746,6 @@ class _Network:
         import torch
 
         self._check()
-        if not np.any(heard):
-            return np.zeros((len(self._kept), *heard.shape), dtype=np.float32)
         self._steps_done = 0
         mix = torch.from_numpy(np.ascontiguousarray(heard))[None].to(self._loaded.device)
         stems = np.zeros((len(self._kept), *heard.shape), dtype=np.float32)

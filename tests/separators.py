@@ -11,7 +11,7 @@ import yaml
 
 SOURCES = ("drums", "bass", "other", "vocals")
 RATE_HZ = 44_100
-SEGMENT_S = Fraction(3, 2)
+SEGMENT_S = Fraction(7, 10)
 SIX = (*SOURCES, "guitar", "piano")
 
 
