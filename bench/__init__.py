@@ -1,0 +1,1 @@
+"""Benchmarks that print a table; none is part of the program."""
