@@ -469,7 +469,13 @@ class Machine(RuleBasedStateMachine):
 
     def open(self, folder: Path) -> None:
         self.folder = folder
-        self.jobs = JobQueue(folder, self.stage.run, capacity=self.capacity, on_change=self.stage.seen.append)
+        self.alive = alive = [True]
+        self.jobs = JobQueue(
+            folder,
+            self.stage.run,
+            capacity=self.capacity,
+            on_change=lambda job: self.stage.seen.append(job) if alive else None,
+        )
         self.jobs.start()
 
     def teardown(self) -> None:
@@ -544,6 +550,7 @@ class Machine(RuleBasedStateMachine):
             self.folders += 1
             folder = self.root / str(self.folders)
             shutil.copytree(self.folder, folder)
+            self.alive.clear()
         self.jobs.stop()
         if self.running is not None:
             self.statuses[str(self.running)] = "interrupted"
