@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from modules import disk
 from modules.contract import (
     FINAL_STATUSES,
     Cancelled,
@@ -369,7 +368,7 @@ def test_a_job_that_cannot_be_written_down_is_not_taken(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(DiskFull):
             jobs.submit(request("c1"))
         # The running job ends all the same.
