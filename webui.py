@@ -275,7 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = run_headless(arguments, replace(settings, keep_alive_min=0))
         sys.stdout.write("".join(f"{path}\n" for path in paths))
     except StudioError as error:
-        return _failed(error.message, settings if isinstance(error, Internal) else None)
+        status = _failed(error.message, settings if isinstance(error, Internal) else None)
+        # An address that cannot be had is a mistake on the command line, as an unknown flag is.
+        return EXIT_USAGE if error.field in ("host", "port") else status
     except OSError as error:
         log.exception("the program ends")
         where = f"{error.filename}: " if error.filename else ""

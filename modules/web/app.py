@@ -128,6 +128,8 @@ class Handler(WSGIRequestHandler):
     """One connection: deadlines, quiet logs, and refusals in the contract's envelope."""
 
     protocol_version = "HTTP/1.1"
+    # http.server answers what it cannot read as HTTP/0.9, which has no headers.
+    default_request_version = "HTTP/1.0"
     server_version = "audiocraft-webui"
     sys_version = ""
     timeout = SILENCE_S
