@@ -499,6 +499,39 @@ class ModelInfo(Model):
     problem: str = ""
 
 
+class StemMix(Model):
+    """One stem's place in a mix."""
+
+    gain_db: float = Field(default=0.0, ge=-60.0, le=12.0)
+    """At the lowest value it is silent."""
+    pan: float = Field(default=0.0, ge=-1.0, le=1.0)
+    mute: bool = False
+    solo: bool = False
+
+
+class Mix(Model):
+    """How a mix was made: what stands in the JSON of the track that it became."""
+
+    stems: dict[str, StemMix] = Field(min_length=1, max_length=len(STEM_NAMES))
+    turned_down_db: float = Field(default=0.0, ge=-60.0, le=0.0)
+    """By how much the whole was turned down so that nothing clips."""
+
+    @field_validator("stems")
+    @classmethod
+    def _known_stems(cls, stems: dict[str, StemMix]) -> dict[str, StemMix]:
+        unknown = [name for name in stems if name not in STEM_NAMES]
+        if unknown:
+            raise ValueError(f"{_shown(unknown[0])} is none of {', '.join(STEM_NAMES)}")
+        return stems
+
+
+class StemNotes(Model):
+    """The notes of a stem: [start in s, end in s, MIDI pitch, velocity 1 to 127], in order of their beginning."""
+
+    seconds: float
+    notes: list[tuple[float, float, int, int]]
+
+
 class SeparatorInfo(Model):
     """One way of splitting a track into stems."""
 

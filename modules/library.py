@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 MAX_NAME_BYTES: Final = 120
 _OWN_DIR: Final = ".studio"
 _TOKENS_SUFFIX: Final = ".tokens.npz"
+NOTES_SUFFIX: Final = ".notes.json"
+"""Ends the file beside a stem that keeps its notes."""
 _AUDIO_SUFFIXES: Final = (".wav", ".flac", ".mp3")
 _PEAKS_KEPT: Final = 512
 _WINDOWS_DEVICES: Final = frozenset(
@@ -354,6 +356,7 @@ class Library:
         for stem in contract.STEM_NAMES:
             if f"{stem}.wav" not in listed and _is_own_dir(folder):
                 (folder / f"{stem}.wav").unlink(missing_ok=True)
+                (folder / f"{stem}{NOTES_SUFFIX}").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()  # only when nothing is left in it
 

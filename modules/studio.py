@@ -31,13 +31,16 @@ from modules.contract import (
     LibraryChange,
     LoadRequest,
     Loudness,
+    Mix,
     ModelBroken,
     ModelInfo,
     ModelMissing,
     NotFound,
     SampleRate,
+    SeparatorInfo,
     Source,
     SplitRequest,
+    StemNotes,
     StudioError,
     Track,
     TrackPatch,
@@ -54,6 +57,7 @@ from modules.jobs import JobContext, JobQueue
 from modules.library import Library
 from modules.live import LiveAudio
 from modules.material import MAX_ORIGINAL_S, LoadedModel, Sound
+from modules.mixing import Transcriber, mixed_track
 from modules.settings import VERSION, Settings
 from modules.uploads import Readable, Uploads
 
@@ -90,13 +94,6 @@ class Manager(Protocol):
     def after_job(self) -> None: ...
 
 
-class SeparatorInfo(Protocol):
-    """One way of splitting."""
-
-    @property
-    def id(self) -> str: ...
-
-
 class Split(Protocol):
     """Finished stems, not yet a track's."""
 
@@ -109,6 +106,7 @@ class Split(Protocol):
 class Separator(Protocol):
     """Splits sound into stems."""
 
+    def separators(self) -> list[SeparatorInfo]: ...
     def resolve(self, separator: str) -> Any: ...
     def wanted(self, stems: str, info: Any, have: Mapping[str, str]) -> tuple[str, ...]: ...
     def split(
@@ -143,6 +141,7 @@ class Studio:
             settings.uploads_dir, max_bytes=settings.max_upload_mb * 1_000_000,
             total_bytes=settings.max_upload_mb * 1_000_000 * UPLOADS_SHARE,
         )  # fmt: skip
+        self._transcriber = Transcriber(self.library)
         self.measurements = Measurements(settings.state_dir / "measurements.json")
         self.manager = manager if manager is not None else _real_manager(settings)
         self.separator = separator if separator is not None else _real_separator(settings)
@@ -299,6 +298,36 @@ class Studio:
                 raise
         log.debug("converted %s to %s", track.name, path.name)
         return path
+
+    # -------------------------------------------------------------------------------------------- stems
+    def separators(self) -> list[SeparatorInfo]:
+        """The ways of splitting that this installation has."""
+        return self._splitter.separators()
+
+    def notes(self, name: str, stem: str) -> StemNotes:
+        """A stem's notes, found now if they are not known. Raises NotFound, ModelMissing, ClipTooLong, DiskFull."""
+        return self._transcriber.notes(name, stem)
+
+    def midi(self, name: str, stem: str) -> bytes:
+        """A stem's notes as a MIDI file. Raises NotFound: no such stem, or nobody asked for its notes yet."""
+        return self._transcriber.midi(name, stem)
+
+    def mixdown(self, name: str, stream: Readable, mix: Mix) -> Track:
+        """Make a track of a mix that the page rendered.
+
+        Raises:
+            NotFound, InvalidParameter: no such track; the mix names a stem that it has not.
+            InvalidRequest, TooLarge, UnreadableAudio, ClipTooLong, DiskFull: as `upload`.
+        """
+        parent = self.library.get(name)
+        unknown = [stem for stem in mix.stems if stem not in parent.stems]
+        if unknown:
+            raise InvalidParameter(f"mix: track {name!r} has no stem {unknown[0]!r}", field="mix")
+        upload = self.upload(stream, f"{name}.wav")
+        with self.uploads.hold(upload.id) as sound:
+            require_space(self.settings.audio_dir, sound.stat().st_size + SPARE_BYTES)
+            draft = mixed_track(self.library, parent, mix, upload, sound, versions())
+            return self.library.save(draft, lambda target: _copy(sound, target))
 
     # ----------------------------------------------------------------------------------- uploads, models
     def upload(self, stream: Readable, filename: str) -> Upload:

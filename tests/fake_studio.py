@@ -21,9 +21,12 @@ from modules.contract import (
     Job,
     LibraryChange,
     Loudness,
+    Mix,
     ModelInfo,
     NotFound,
     QueueFull,
+    SeparatorInfo,
+    StemNotes,
     TooLarge,
     Track,
     TrackPatch,
@@ -60,6 +63,8 @@ class FakeStudio:
         self.blocks: dict[str, list[bytes]] = {}
         self.temporary: list[Path] = []
         self.uploaded: list[tuple[str, int]] = []
+        self.mixes: list[Mix] = []
+        self.noted: set[tuple[str, str]] = set()
         self.failing: Exception | None = None
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -217,6 +222,23 @@ class FakeStudio:
     def peaks(self, name: str, bins: int, stem: str = "") -> list[list[float]]:
         self.track(name)
         return [[-0.5, 0.5]] * bins
+
+    def separators(self) -> list[SeparatorInfo]:
+        facts = {"title": "Fake", "stems": ["drums"], "licence": "CC0", "state": "ready", "download_bytes": 0}
+        return [SeparatorInfo.model_validate({"id": "fake", **facts})]
+
+    def notes(self, name: str, stem: str) -> StemNotes:
+        self.noted.add((self.track(name).name, stem))
+        return StemNotes(seconds=0.5, notes=[(0.0, 0.4, 60, 90)])
+
+    def midi(self, name: str, stem: str) -> bytes:
+        if (name, stem) not in self.noted:
+            raise NotFound("the notes are not known yet", field="stem")
+        return b"MThd"
+
+    def mixdown(self, name: str, stream: BinaryIO, mix: Mix) -> Track:
+        self.mixes.append(mix)
+        return self.add_track(f"{name}_mix{self.upload(stream, name).id}")
 
     def upload(self, stream: BinaryIO, filename: str) -> Upload:
         size = 0

@@ -16,7 +16,7 @@ import numpy as np
 
 from modules import audio
 from modules.audio import Clip, Samples
-from modules.contract import Cancelled, EngineInfo, InvalidParameter, ModelInfo, UnknownModel
+from modules.contract import Cancelled, EngineInfo, InvalidParameter, ModelInfo, SeparatorInfo, UnknownModel
 from modules.musicgen.engine import Codes, GenerationSpec, Sink
 
 FRAME_RATE_HZ = 50.0
@@ -218,6 +218,14 @@ class FakeSeparator:
         self.held.set()
         self.splits: list[tuple[str, ...]] = []
         self.fails: Exception | None = None
+
+    def separators(self) -> list[SeparatorInfo]:
+        return [
+            SeparatorInfo(
+                id="fake", title="Fake", stems=list(FakeSeparatorInfo.stems), licence="CC0", state="ready",
+                download_bytes=0,
+            )
+        ]  # fmt: skip
 
     def resolve(self, separator: str) -> FakeSeparatorInfo:
         if separator not in ("auto", "fake"):

@@ -14,7 +14,7 @@ MODULES = ROOT / "modules"
 
 BASE = {"contract", "settings", "disk"}
 PARTS = {"musicgen", "stems", "library", "audio", "jobs"}
-USE_CASES = {"generation", "material", "uploads", "live", "estimate"}
+USE_CASES = {"generation", "material", "uploads", "live", "estimate", "mixing"}
 """What studio is made of."""
 MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
@@ -25,12 +25,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "library": BASE | {"audio"},
     "hub": {"contract"},
     "stems": BASE | {"audio", "hub"},
+    "midi": BASE | {"audio"},
     "musicgen": BASE | {"audio", "hub"},
     "estimate": BASE,
     "live": BASE | {"audio"},
     "intake": BASE | {"audio"},
     "uploads": BASE | {"intake"},
     "material": BASE | {"audio", "musicgen"},
+    "mixing": BASE | {"audio", "library", "midi"},
     "generation": BASE | PARTS | {"material", "live", "estimate"},
     "studio": BASE | PARTS | USE_CASES,
     "web": BASE | {"studio"},
@@ -40,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_IN = {
     "audiocraft": {"musicgen"},
     "demucs": {"stems"},
+    "basic_pitch": {"midi"},
     "torch": {"musicgen", "stems", "audio"},
     "torchaudio": {"musicgen"},
     "flask": {"web"},

@@ -21,9 +21,12 @@ from modules.contract import (
     Job,
     LibraryChange,
     LoadBody,
+    Mix,
     ModelInfo,
     PeaksQuery,
+    SeparatorInfo,
     SplitRequest,
+    StemNotes,
     StudioError,
     Track,
     TrackPatch,
@@ -36,9 +39,20 @@ from modules.settings import VERSION
 _REF = "#/components/schemas/{model}"
 _REQUESTS: tuple[type[contract.Model], ...] = (
     GenerateRequest, SplitRequest, LoadBody, CancelRequest, ConfirmRequest, TrackPatch, TrackQuery, AudioQuery,
-    PeaksQuery, ZipQuery,
+    PeaksQuery, ZipQuery, Mix,
 )  # fmt: skip
-_ANSWERS: tuple[type[contract.Model], ...] = (Error, Health, Hello, Job, LibraryChange, ModelInfo, Track, Upload)
+_ANSWERS: tuple[type[contract.Model], ...] = (
+    Error,
+    Health,
+    Hello,
+    Job,
+    LibraryChange,
+    ModelInfo,
+    SeparatorInfo,
+    StemNotes,
+    Track,
+    Upload,
+)
 
 TAGS = {
     "server": "What is running, and what it can do.",
@@ -98,6 +112,11 @@ _ESTIMATE = {
     "description": "What a generation would take, before it is asked for.",
     "required": ["seconds", "fits"],
     "properties": {"seconds": {"type": ["number", "null"]}, "fits": {"type": "boolean"}},
+}
+_MIXDOWN = {
+    "type": "object",
+    "required": ["mix", "file"],
+    "properties": {"mix": {"$ref": _REF.format(model="Mix")}, "file": {"type": "string", "format": "binary"}},
 }
 _GENERATE_EXAMPLE = {
     "kind": "generate", "client_id": "c-1", "prompt": "warm lo-fi piano, slow", "model": "small", "duration": 10.0,
@@ -182,6 +201,22 @@ OPERATIONS: tuple[Operation, ...] = (
         "get", "/api/tracks/{name}/stems.zip", "tracks", "The chosen stems, or all, in one archive",
         media=("application/zip",), query=ZipQuery, errors=("not_found",),
     ),
+    Operation(
+        "post", "/api/tracks/{name}/stems/{stem}/midi", "tracks",
+        "The notes of a stem: found on the first call, which takes seconds", {"notes": _ref(StemNotes)},
+        errors=("not_found", "model_missing", "clip_too_long", "disk_full"),
+    ),
+    Operation(
+        "get", "/api/tracks/{name}/stems/{stem}/midi", "tracks", "The notes of a stem as a MIDI file, once found",
+        media=("audio/midi",), errors=("not_found",),
+    ),
+    Operation(
+        "post", "/api/tracks/{name}/mixdown", "tracks",
+        "A mix of the track's stems as a new track: the fields \"mix\" (JSON, first) and \"file\" of a form",
+        {"track": _ref(Track)}, status=201, body_media="multipart/form-data", body=_MIXDOWN,
+        errors=("invalid_parameter", "invalid_request", "not_found", "unreadable_audio", "too_large", "disk_full"),
+    ),
+    Operation("get", "/api/separators", "models", "The ways of splitting", {"separators": _list(SeparatorInfo)}),
     Operation(
         "post", "/api/uploads", "tracks", 'A clip as the field "file" of a form: to continue, to follow or to split',
         {"upload": _ref(Upload)}, status=201, body_media="multipart/form-data",

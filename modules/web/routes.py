@@ -19,7 +19,7 @@ from flask import Flask, jsonify, request
 from werkzeug import exceptions
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_options_header, quote_etag
-from werkzeug.sansio.multipart import Data, Epilogue, File, MultipartDecoder, NeedData
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 from werkzeug.security import safe_join
 from werkzeug.wrappers import Response
 from werkzeug.wsgi import wrap_file
@@ -41,11 +41,14 @@ from modules.contract import (
     LibraryChange,
     LoadBody,
     MethodNotAllowed,
+    Mix,
     ModelInfo,
     NotFound,
     PeaksQuery,
     RangeNotSatisfiable,
     SampleRate,
+    SeparatorInfo,
+    StemNotes,
     StudioError,
     TooLarge,
     Track,
@@ -107,6 +110,10 @@ class Studio(Protocol):
     def converted(self, name: str, audio_format: AudioFormat, sample_rate: SampleRate) -> Path: ...
     def stem_file(self, name: str, stem: str) -> Path: ...
     def peaks(self, name: str, bins: int, stem: str = "") -> list[list[float]]: ...
+    def separators(self) -> list[SeparatorInfo]: ...
+    def notes(self, name: str, stem: str) -> StemNotes: ...
+    def midi(self, name: str, stem: str) -> bytes: ...
+    def mixdown(self, name: str, stream: BinaryIO, mix: Mix) -> Track: ...
     def upload(self, stream: BinaryIO, filename: str) -> Upload: ...
     def subscribe(self, on_job: Callable[[Job], None], on_library: Callable[[LibraryChange], None]) -> None: ...
     def hello(self) -> Hello: ...
@@ -120,6 +127,7 @@ def register(app: Flask, studio: Studio, settings: Settings) -> None:
     register_jobs(app, studio)
     register_tracks(app, studio)
     register_audio(app, studio, settings)
+    register_mixing(app, studio, settings)
     register_uploads(app, studio, settings)
 
 
@@ -424,6 +432,34 @@ def register_audio(app: Flask, studio: Studio, settings: Settings) -> None:
         return response
 
 
+def register_mixing(app: Flask, studio: Studio, settings: Settings) -> None:
+    most_bytes = settings.max_upload_mb * 1024 * 1024
+
+    @app.get("/api/separators")
+    def separators() -> Response:
+        return ok(separators=studio.separators())
+
+    @app.post("/api/tracks/<name>/stems/<stem>/midi")
+    def notes(name: str, stem: str) -> Response:
+        known_stem(studio.track(name), stem)
+        return ok(notes=studio.notes(name, stem))
+
+    @app.get("/api/tracks/<name>/stems/<stem>/midi")
+    def midi(name: str, stem: str) -> Response:
+        known_stem(studio.track(name), stem)
+        response = Response(studio.midi(name, stem), mimetype=MIME_TYPES[".mid"])
+        set_disposition(response.headers, f"{name}_{stem}.mid", download=True)
+        return response
+
+    @app.post("/api/tracks/<name>/mixdown")
+    def mixdown(name: str) -> Response:
+        request.max_content_length = most_bytes + MULTIPART_OVERHEAD_BYTES
+        studio.track(name)
+        with uploaded() as stream:
+            mix: Mix = contract.parse(Mix, parse_json(stream.field("mix")))
+            return ok(201, track=studio.mixdown(name, cast("BinaryIO", stream), mix))
+
+
 def send_temporary(path: Path, filename: str) -> Response:
     """Send a temporary file and remove it, whether or not the other side took all of it."""
     try:
@@ -490,6 +526,7 @@ class UploadStream(RawIOBase):
         self._decoder = MultipartDecoder(boundary, max_form_memory_size=MULTIPART_OVERHEAD_BYTES * 4, max_parts=32)
         self._ready = b""
         self._ended = False
+        self._fields: dict[str, bytes] = {}
         self.filename = self._find_file()
 
     def readable(self) -> bool:
@@ -507,9 +544,22 @@ class UploadStream(RawIOBase):
         self._ready = self._ready[size:]
         return size
 
+    def field(self, name: str) -> bytes:
+        """A field that came before the file. Raises InvalidParameter: it did not."""
+        if name not in self._fields:
+            raise InvalidParameter(f"{name}: is missing, send it as a field of the form before the file", field=name)
+        return self._fields[name]
+
     def _find_file(self) -> str:
+        name = ""
         while True:
             event = self._next()
+            if isinstance(event, Field):
+                name = event.name
+            elif isinstance(event, Data) and name:
+                self._fields[name] = self._fields.get(name, b"") + event.data
+                if not event.more_data:
+                    name = ""
             if isinstance(event, File) and event.name == "file":
                 return event.filename or ""
             if isinstance(event, Epilogue):
