@@ -1,0 +1,148 @@
+"""Our own token loop: audiocraft's behaviour in every parameter, on whatever backend runs the decoder.
+
+Takes are rows of one batch, each with its own generator. Finished frames leave as soon as the delay pattern has
+completed them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from modules.contract import EngineInfo, InvalidParameter
+from modules.musicgen.backends.interface import Backend, Guidance
+from modules.musicgen.backends.reference import check
+from modules.musicgen.conditions import Conditioner
+from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Window, windows
+from modules.musicgen.patterns import DelayPattern
+from modules.musicgen.sampling import Sampler, SamplingRule
+
+MELODY_SEED = 0
+"""The melody's separation shifts its input at random; a fixed seed gives every take and every run the same melody."""
+
+
+class LoopEngine:
+    """A decoder behind the Engine interface."""
+
+    def __init__(
+        self, backend: Backend, conditioner: Conditioner, pattern: DelayPattern, facts: ModelFacts
+    ) -> None:
+        self._backend, self._conditioner, self._pattern, self.facts = backend, conditioner, pattern, facts
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._backend.info
+
+    def close(self) -> None:
+        self._backend.close()
+        self._conditioner.close()
+
+    def generate(self, spec: GenerationSpec, sink: Sink) -> Codes:
+        """See Engine. A take draws the same numbers whatever runs beside it. Its tokens are the same as long as the
+        backend rounds alike for every number of rows; one of them differing may end in other tokens."""
+        prompt = check(spec, self.facts)
+        _check_rule(spec)
+        plan = list(
+            windows(
+                prompt.shape[1],
+                self.facts.frames(spec.duration_s),
+                self.facts.max_frames,
+                self.facts.stride_frames(spec.extend_stride_s),
+            )
+        )
+        meter = _Meter(sink, sum(self._steps(window) for window in plan))
+        with _fixed_randomness():
+            melody = self._conditioner.melody(spec)
+            return self._windows(spec, plan, prompt, melody, meter)
+
+    def _windows(
+        self, spec: GenerationSpec, plan: list[Window], prompt: Codes, melody: Any, meter: _Meter
+    ) -> Codes:
+        """All windows of all takes, int64 [takes, K, T_new]."""
+        takes = len(spec.seeds)
+        sampler = Sampler(SamplingRule.of(spec), spec.seeds)
+        known = np.repeat(prompt[None], takes, axis=0)
+        guidance: Guidance | None = None
+        for window in plan:
+            # A text is the same in every window; a melody moves on.
+            if guidance is None or melody is not None:
+                guidance = self._guidance(spec, melody, window, alone=len(plan) == 1)
+            fresh = self._window(window, known[:, :, window.start :], guidance, sampler, meter)
+            known = np.concatenate([known, fresh], axis=2)
+        return known[:, :, prompt.shape[1] :]
+
+    def _window(
+        self, window: Window, context: Codes, guidance: Guidance, sampler: Sampler, meter: _Meter
+    ) -> Codes:
+        """The new frames of one window, int64 [takes, K, n], told to the sink as they are finished."""
+        pattern = self._pattern
+        sequence = pattern.spread(context, window.length)
+        step, told = pattern.first_step(window.context), window.context
+        cursor = self._backend.cursor(guidance, sampler, sequence.shape[2], meter.breathe)
+        try:
+            while step < sequence.shape[2]:
+                stop = min(step + cursor.stride, sequence.shape[2])
+                cursor.advance(sequence, step, stop)
+                finished = min(pattern.finished(stop), window.length)
+                if finished > told:
+                    meter.sink.frames(pattern.gather(sequence, told, finished))
+                    told = finished
+                meter.step(stop - step)
+                step = stop
+        finally:
+            cursor.close()
+        return pattern.gather(sequence, window.context, window.length)
+
+    def _guidance(self, spec: GenerationSpec, melody: Any, window: Window, *, alone: bool) -> Guidance:
+        """The rows to run. Without guidance (a coefficient of 1) the unconditional ones would be computed for nothing."""
+        takes, coefficient = len(spec.seeds), spec.cfg_coef
+        if spec.two_step_cfg and coefficient != 1:
+            pair = self._conditioner.each(spec.prompt, melody, window, alone=alone)
+            return Guidance(tuple(each.repeat(takes) for each in pair), takes, coefficient)
+        rows = self._conditioner.both(spec.prompt, melody, window, alone=alone)
+        if coefficient == 1:
+            rows = rows.row(0)
+        return Guidance((rows.repeat(takes),), takes, coefficient)
+
+    def _steps(self, window: Window) -> int:
+        return self._pattern.steps(window.length) - self._pattern.first_step(window.context)
+
+
+class _Meter:
+    """Counts steps over windows for the sink."""
+
+    def __init__(self, sink: Sink, total: int) -> None:
+        self.sink = sink
+        self._done, self._total = 0, total
+
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            self._done += 1
+            self.sink.progress(self._done, self._total)
+
+    def breathe(self) -> None:
+        """Between the pieces of a long context: nothing is done yet, but a cancel is heard."""
+        self.sink.progress(self._done, self._total)
+
+
+def _check_rule(spec: GenerationSpec) -> None:
+    if not spec.seeds:
+        raise InvalidParameter("takes: there must be at least one", field="takes")
+    for name, value, least in (("top_k", spec.top_k, 0), ("top_p", spec.top_p, 0), ("temperature", spec.temperature, 0)):
+        if not value >= least:
+            raise InvalidParameter(f"{name}: {value} must be at least {least}", field=name)
+
+
+@contextmanager
+def _fixed_randomness() -> Iterator[None]:
+    """Python's generator, which the melody's separation draws from, fixed and put back after."""
+    before = random.getstate()
+    random.seed(MELODY_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(before)
