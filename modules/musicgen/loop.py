@@ -28,9 +28,7 @@ MELODY_SEED = 0
 class LoopEngine:
     """A decoder behind the Engine interface."""
 
-    def __init__(
-        self, backend: Backend, conditioner: Conditioner, pattern: DelayPattern, facts: ModelFacts
-    ) -> None:
+    def __init__(self, backend: Backend, conditioner: Conditioner, pattern: DelayPattern, facts: ModelFacts) -> None:
         self._backend, self._conditioner, self._pattern, self.facts = backend, conditioner, pattern, facts
 
     @property
@@ -59,9 +57,7 @@ class LoopEngine:
             melody = self._conditioner.melody(spec)
             return self._windows(spec, plan, prompt, melody, meter)
 
-    def _windows(
-        self, spec: GenerationSpec, plan: list[Window], prompt: Codes, melody: Any, meter: _Meter
-    ) -> Codes:
+    def _windows(self, spec: GenerationSpec, plan: list[Window], prompt: Codes, melody: Any, meter: _Meter) -> Codes:
         """All windows of all takes, int64 [takes, K, T_new]."""
         takes = len(spec.seeds)
         sampler = Sampler(SamplingRule.of(spec), spec.seeds)
@@ -75,9 +71,7 @@ class LoopEngine:
             known = np.concatenate([known, fresh], axis=2)
         return known[:, :, prompt.shape[1] :]
 
-    def _window(
-        self, window: Window, context: Codes, guidance: Guidance, sampler: Sampler, meter: _Meter
-    ) -> Codes:
+    def _window(self, window: Window, context: Codes, guidance: Guidance, sampler: Sampler, meter: _Meter) -> Codes:
         """The new frames of one window, int64 [takes, K, n], told to the sink as they are finished."""
         pattern = self._pattern
         sequence = pattern.spread(context, window.length)
@@ -98,7 +92,7 @@ class LoopEngine:
         return pattern.gather(sequence, window.context, window.length)
 
     def _guidance(self, spec: GenerationSpec, melody: Any, window: Window, *, alone: bool) -> Guidance:
-        """The rows to run. Without guidance (a coefficient of 1) the unconditional ones would be computed for nothing."""
+        """The rows to run. With a coefficient of 1 the unconditional ones would be computed for nothing."""
         takes, coefficient = len(spec.seeds), spec.cfg_coef
         if spec.two_step_cfg and coefficient != 1:
             pair = self._conditioner.each(spec.prompt, melody, window, alone=alone)
@@ -132,9 +126,9 @@ class _Meter:
 def _check_rule(spec: GenerationSpec) -> None:
     if not spec.seeds:
         raise InvalidParameter("takes: there must be at least one", field="takes")
-    for name, value, least in (("top_k", spec.top_k, 0), ("top_p", spec.top_p, 0), ("temperature", spec.temperature, 0)):
-        if not value >= least:
-            raise InvalidParameter(f"{name}: {value} must be at least {least}", field=name)
+    for name, value in (("top_k", spec.top_k), ("top_p", spec.top_p), ("temperature", spec.temperature)):
+        if not value >= 0:
+            raise InvalidParameter(f"{name}: {value} must be at least 0", field=name)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from modules.musicgen.backends.weights import Unsupported
 from modules.musicgen.engine import Codes
 
 UNKNOWN = -1
@@ -67,9 +68,13 @@ class DelayPattern:
         return np.stack(rows, axis=1)
 
 
-def delay_pattern(provider: Any, special: int) -> DelayPattern | None:
-    """audiocraft's pattern provider as a DelayPattern, or None for a pattern of another kind."""
-    delays = getattr(provider, "delays", None)
-    if delays is None or getattr(provider, "flatten_first", 0) or getattr(provider, "empty_initial", 0):
-        return None
-    return DelayPattern(tuple(int(delay) for delay in delays), special)
+def delay_pattern(provider: Any, special: int) -> DelayPattern:
+    """audiocraft's pattern provider as a DelayPattern.
+
+    Raises:
+        Unsupported: a pattern of another kind.
+    """
+    known = vars(provider)
+    if "delays" not in known or known.get("flatten_first") or known.get("empty_initial"):
+        raise Unsupported(f"its codebooks lie in a pattern of kind {type(provider).__name__}")
+    return DelayPattern(tuple(int(delay) for delay in known["delays"]), special)

@@ -16,7 +16,7 @@ Logits: TypeAlias = npt.NDArray[np.float32]
 def guide(conditional: Logits, unconditional: Logits, cfg_coef: float) -> Logits:
     """Classifier-free guidance (Ho & Salimans 2022): the unconditional logits moved `cfg_coef` times towards the
     conditional ones. Any equal shapes."""
-    return unconditional + (conditional - unconditional) * np.float32(cfg_coef)
+    return np.asarray(unconditional + (conditional - unconditional) * np.float32(cfg_coef), np.float32)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class OnnxDecoder:
 
     def embed(self, tokens: Codes) -> Floats:
         """int64 [rows, K, n] -> float32 [rows, n, dim]: the sum of the codebooks' embeddings."""
-        total = self.embedding[0][tokens[:, 0]]
+        total: Floats = self.embedding[0][tokens[:, 0]]
         for k in range(1, self.shape.codebooks):
             total = total + self.embedding[k][tokens[:, k]]
         return total

@@ -83,9 +83,7 @@ class OnnxCache:
         os.utime(folder)
         return entry
 
-    def make(
-        self, key: Key, weights: DecoderWeights, recipe: Recipe, progress: Callable[[int, int], None]
-    ) -> Entry:
+    def make(self, key: Key, weights: DecoderWeights, recipe: Recipe, progress: Callable[[int, int], None]) -> Entry:
         """Convert and keep. `progress(done, total)` may raise; then nothing is left.
 
         Raises:

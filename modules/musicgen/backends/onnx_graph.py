@@ -46,9 +46,7 @@ class Recipe:
         return 4 if self.kv_scales is None else 1
 
 
-def write_decoder(
-    weights: DecoderWeights, recipe: Recipe, folder: Path, progress: Callable[[int, int], None]
-) -> None:
+def write_decoder(weights: DecoderWeights, recipe: Recipe, folder: Path, progress: Callable[[int, int], None]) -> None:
     """Write GRAPH_FILE and WEIGHTS_FILE into `folder`. `progress(done, total)` counts layers and may raise."""
     with (folder / WEIGHTS_FILE).open("wb") as file:
         writer = _Writer(weights.shape, recipe, file)

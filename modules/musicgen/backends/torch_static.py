@@ -154,9 +154,7 @@ class TorchBackend:
     def row_bytes(self, positions: int) -> int:
         return self._shape.kv_bytes(positions, 4)
 
-    def cursor(
-        self, guidance: Guidance, sampler: Sampler, positions: int, breathe: Callable[[], None]
-    ) -> Cursor:
+    def cursor(self, guidance: Guidance, sampler: Sampler, positions: int, breathe: Callable[[], None]) -> Cursor:
         if self._decoder is None:
             raise RuntimeError("the engine is closed")
         decoder = self._decoder
@@ -196,7 +194,7 @@ class TorchPass:
             logits = self._decoder.run(x + self._sine[first:last], where, self._kv, self._cross, last)
             self._position = last
             rows = logits.to("cpu", torch.float32).numpy()
-        return rows.reshape(len(rows), self._shape.codebooks, self._shape.card)
+        return np.asarray(rows.reshape(len(rows), self._shape.codebooks, self._shape.card), np.float32)
 
     def close(self) -> None:
         self._kv, self._cross = [], []
@@ -216,4 +214,5 @@ def _linear(x: Any, pair: Any) -> Any:
 def _norm(x: Any, pair: Any) -> Any:
     import torch
 
-    return torch.nn.functional.layer_norm(x, (x.shape[-1],), *pair, EPSILON)
+    gain, offset = pair
+    return torch.nn.functional.layer_norm(x, (x.shape[-1],), gain, offset, EPSILON)

@@ -6,6 +6,7 @@ that was. Anything else is Unsupported, and audiocraft's own loop runs it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,7 +22,7 @@ EPSILON = 1e-5
 """Of every LayerNorm in audiocraft's transformer."""
 
 
-class Unsupported(Exception):  # noqa: N818 - a fact about the model, answered with another backend
+class Unsupported(Exception):
     """This decoder is built in a way only audiocraft's own modules know."""
 
 
@@ -45,7 +46,7 @@ class Shape:
         return self.dim // self.heads
 
     def parameters(self) -> int:
-        """Weights read in each step: the layers' matrices, the cross-attention's keys and values aside, and the head."""
+        """Weights read in each step: all matrices but the cross-attention's keys and values."""
         per_layer = 4 * self.dim**2 + (2 * self.dim**2 if self.cross else 0) + 2 * self.dim * self.hidden
         return self.layers * per_layer + self.codebooks * self.card * self.dim
 
@@ -93,9 +94,17 @@ class DecoderWeights:
 
     def embedding(self) -> Floats:
         """float32 [K, card + 1, dim]; the last row of each is the special token's."""
-        shape = self.shape
-        tables = [_tensor(table.weight, (shape.card + 1, shape.dim), f"emb.{k}") for k, table in enumerate(self._lm.emb)]
-        return np.stack(tables)
+        size = (self.shape.card + 1, self.shape.dim)
+        return np.stack([_tensor(table.weight, size, f"emb.{k}") for k, table in enumerate(self._lm.emb)])
+
+    def fingerprint(self) -> str:
+        """sha256 over the parameters, for a model that is no file."""
+        digest = hashlib.sha256()
+        for name, parameter in self._lm.named_parameters():
+            if not name.startswith("condition_provider"):
+                digest.update(name.encode())
+                digest.update(_bytes(parameter))
+        return digest.hexdigest()
 
     def layers(self) -> Iterator[Layer]:
         for index, layer in enumerate(self._lm.transformer.layers):
@@ -135,7 +144,8 @@ def positions(first: int, count: int, shape: Shape) -> Floats:
     exponent = np.arange(half, dtype=np.float32) / np.float32(half - 1)
     period = np.float32(shape.max_period) ** exponent
     phase = np.arange(first, first + count, dtype=np.float32)[:, None] / period
-    return np.float32(shape.position_scale) * np.concatenate([np.cos(phase), np.sin(phase)], axis=1)
+    sine = np.concatenate([np.cos(phase), np.sin(phase)], axis=1)
+    return np.asarray(np.float32(shape.position_scale) * sine, np.float32)
 
 
 def _shape(lm: Any) -> Shape:
@@ -195,6 +205,12 @@ def _tensor(parameter: Any, expected: tuple[int, ...], name: str) -> Floats:
     if not np.isfinite(array).all():
         raise ModelBroken(f"{name} holds numbers that are not finite")
     return np.asarray(array, np.float32)
+
+
+def _bytes(parameter: Any) -> bytes:
+    import torch
+
+    return bytes(parameter.detach().to("cpu", torch.float32).numpy().tobytes())
 
 
 def _linear(module: Any, expected: tuple[int, int], name: str) -> Linear:
