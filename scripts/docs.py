@@ -1,0 +1,91 @@
+"""Writes the README tables that come from the program itself: `python scripts/docs.py`, or `--check` to compare."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from modules.contract import Parameter, parameters  # noqa: E402 - the program is beside this script
+from modules.settings import Settings, flag_name  # noqa: E402
+
+PAGES = {"README.md": "en", "README.ru.md": "ru"}
+WORDS = {
+    "en": {"flag": "Flag", "default": "Default", "what": "What it does", "parameter": "Parameter", "range": "Range",
+           "to": "to", "empty": "empty", "off": "off", "no default": ""},
+    "ru": {"flag": "Флаг", "default": "По умолчанию", "what": "Что делает", "parameter": "Параметр",
+           "range": "Диапазон", "to": "до", "empty": "пусто", "off": "выключен", "no default": ""},
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    stale = [
+        name for name, language in PAGES.items() if not _update(ROOT / name, language, write="--check" not in argv)
+    ]
+    if stale and "--check" in argv:
+        sys.stderr.write(f"docs: out of date: {', '.join(stale)}; run python scripts/docs.py\n")
+        return 1
+    return 0
+
+
+def _update(page: Path, language: str, *, write: bool) -> bool:
+    """Fill the page's blocks; returns whether it was up to date."""
+    before = page.read_text(encoding="utf-8")
+    after = before
+    for block, text in (("parameters", parameter_table(language)), ("flags", flag_table(language))):
+        pattern = re.compile(rf"(<!-- {block}:begin -->\n).*?(<!-- {block}:end -->)", re.DOTALL)
+        after = pattern.sub(lambda found, text=text: found[1] + text + found[2], after)
+    if write and after != before:
+        page.write_text(after, encoding="utf-8")
+    return after == before
+
+
+def parameter_table(language: str) -> str:
+    """Every setting of a generation: flag, range, default and hint, in Markdown."""
+    words = WORDS[language]
+    strings = json.loads((ROOT / "static" / "i18n" / f"{language}.json").read_text(encoding="utf-8"))
+    rows = [f"| {words['parameter']} | {words['range']} | {words['default']} | {words['what']} |", "|---|---|---|---|"]
+    for parameter in parameters():
+        hint = strings[f"hint.{parameter.name}"]
+        default = f"`{parameter.default}`" if parameter.default != "" else words["empty"]
+        rows.append(f"| `{flag_name(parameter.name)}` | {_range(parameter, words)} | {default} | {hint} |")
+    return "\n".join(rows) + "\n"
+
+
+def _range(parameter: Parameter, words: dict[str, str]) -> str:
+    if parameter.choices:
+        return ", ".join(f"`{choice}`" for choice in parameter.choices)
+    if parameter.minimum is None or parameter.maximum is None:
+        return ""
+    return f"{parameter.minimum:g} {words['to']} {parameter.maximum:.10g}"
+
+
+def flag_table(language: str) -> str:
+    """Every flag of the program, its default and what it does, in Markdown."""
+    words = WORDS[language]
+    russian = json.loads((ROOT / "docs" / "flags.ru.json").read_text(encoding="utf-8"))
+    rows = [f"| {words['flag']} | {words['default']} | {words['what']} |", "|---|---|---|"]
+    for spec in fields(Settings):
+        text = spec.metadata["help"] if language == "en" else russian[spec.name]
+        choices = spec.metadata["choices"]
+        if choices:
+            text += ": " + ", ".join(f"`{choice}`" for choice in choices)
+        rows.append(f"| `{flag_name(spec.name)}` | {_default(spec.default, words)} | {text} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(value: object, words: dict[str, str]) -> str:
+    if value is False:
+        return words["off"]
+    if isinstance(value, Path):
+        return f"`{value.relative_to(ROOT).as_posix()}`"
+    return f"`{value}`" if value != "" else words["empty"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
