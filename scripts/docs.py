@@ -51,6 +51,8 @@ def parameter_table(language: str) -> str:
     strings = json.loads((ROOT / "static" / "i18n" / f"{language}.json").read_text(encoding="utf-8"))
     rows = [f"| {words['parameter']} | {words['range']} | {words['default']} | {words['what']} |", "|---|---|---|---|"]
     for parameter in parameters():
+        if parameter.widget == "model":
+            continue  # --model is a flag of the program as well, and stands in that table
         hint = strings[f"hint.{parameter.name}"]
         default = f"`{parameter.default}`" if parameter.default != "" else words["empty"]
         rows.append(f"| `{flag_name(parameter.name)}` | {_range(parameter, words)} | {default} | {hint} |")
