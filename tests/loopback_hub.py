@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._plain(self.hub.statuses.pop(0))
             return
         if path.startswith("api/models/"):
-            self._describe(path.removeprefix("api/models/").partition("/revision/")[0])
+            self._list(path.removeprefix("api/models/").partition("/tree/")[0])
             return
         repo, _, rest = path.partition("/resolve/")
         content = self.hub.files.get((repo, rest.partition("/")[2]))
@@ -95,13 +95,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _describe(self, repo: str) -> None:
-        """What the hub's API says about a repository: its commit and its files."""
-        names = [{"rfilename": name} for owner, name in self.hub.files if owner == repo]
-        if not names:
+    def _list(self, repo: str) -> None:
+        """What the hub's API says is in a repository."""
+        files = [
+            {"type": "file", "oid": "0" * 40, "path": name, "size": len(content)}
+            for (owner, name), content in self.hub.files.items()
+            if owner == repo
+        ]
+        if not files:
             self._plain(404, "RepoNotFound")
             return
-        body = json.dumps({"_id": "0", "id": repo, "sha": COMMIT, "siblings": names}).encode()
+        body = json.dumps(files).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -6,6 +6,7 @@ that a job is using is never pulled from under it: an `unload` then waits for th
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
@@ -111,6 +112,9 @@ class ModelManager:
             self._device, self._device_why = choose_device(self.settings.device)
             self._device_name = device_name(self._device)
             _set_threads(self.settings.threads)
+            # Half a million objects of the libraries live for good now: the collector need not walk them again.
+            gc.collect()
+            gc.freeze()
             self._stack = "ready"
         except Exception as error:  # whatever is wrong with the environment must be shown, not lost in a thread
             log.exception("the model stack cannot be imported")
@@ -520,7 +524,8 @@ def _no_network() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    """The gist of a library's error, without paths."""
+    """The gist of a library's error, without paths and addresses."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     words = " ".join(lines[:2]) if lines else type(error).__name__
+    words = re.sub(r"\s?(?:for url: )?\S+://\S+", "", words)
     return re.sub(r"(?:[A-Za-z]:)?[/\\][^\s'\"]*[/\\]", "", words)[:240]
