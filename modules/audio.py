@@ -215,7 +215,7 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 
 def _try_soundfile(file: IO[bytes]) -> Any | None:
     try:
-        # By descriptor: by name, a ".raw" would be read as headerless PCM.
+        # By descriptor: what the file is called must not matter.
         sound = _Forward(file.fileno(), closefd=False)
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError):
         return None

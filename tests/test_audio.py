@@ -222,6 +222,8 @@ HOSTILE = {
     "a cut FLAC of unknown length": (lambda path: flac_claiming(path, 0, keep=0.5), "damaged"),
     "a FLAC that claims weeks": (lambda path: flac_claiming(path, 2**36 - 1), "cut off"),
     "a play list of other files": (playlist, "not audio"),
+    "an instrument's format": (lambda path: soundfile.write(path, np.zeros(99), 32_000, format="SDS"), "not audio"),
+    "a matrix": (lambda path: soundfile.write(path, np.zeros(99), 32_000, format="MAT5"), "not audio"),
     "a list of files to join": (lambda path: path.write_text("ffconcat version 1.0\nfile x.mp3\n"), "not audio"),
 }
 
@@ -232,6 +234,14 @@ def test_a_file_that_cannot_be_used_says_what_is_wrong_with_it(tmp_path, kind):
     make(tmp_path / "clip.wav")
     with pytest.raises(UnreadableAudio, match=words):
         audio.probe(tmp_path / "clip.wav")
+
+
+def test_what_a_file_is_called_does_not_matter(tmp_path):
+    audio.encode(noise(0.5, 32_000), tmp_path / "clip.raw", "flac")
+    assert audio.probe(tmp_path / "clip.raw").seconds == 0.5
+    (tmp_path / "words.raw").write_text("these are just words\n" * 50)
+    with pytest.raises(UnreadableAudio, match="not audio"):
+        audio.probe(tmp_path / "words.raw")
 
 
 def test_a_flac_of_unknown_length_is_simply_read(tmp_path):

@@ -398,6 +398,29 @@ def test_a_linked_pair_is_not_part_of_the_library(open_library, tmp_path):
     assert open_library().count() == 0
 
 
+@pytest.mark.parametrize("suffix", [".json", ".wav"])
+def test_a_pair_of_which_one_half_is_a_link_is_left_alone(open_library, tmp_path, suffix):
+    lib = open_library()
+    name = add(lib).name
+    lib.close()
+    path = tmp_path / "audio" / (name + suffix)
+    path.rename(tmp_path / "secret")
+    path.symlink_to(tmp_path / "secret")
+    assert open_library().count() == 0
+    assert path.is_symlink()
+
+
+def test_a_stems_folder_that_became_a_link_holds_no_stems(open_library, tmp_path):
+    lib = open_library()
+    name = add(lib).name
+    add_stems(lib, name, tmp_path / "split")
+    (tmp_path / "stems" / name).rename(tmp_path / "secret")
+    (tmp_path / "stems" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(NotFound):
+        lib.stem_path(name, "drums")
+    assert open_library().get(name).stems == {}
+
+
 def test_a_linked_folder_of_our_own_is_refused(open_library, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "audio").mkdir()
@@ -445,13 +468,17 @@ def test_a_json_that_names_other_files_reaches_none_of_them(open_library, tmp_pa
     lib.close()
     (tmp_path / "secret.wav").write_bytes(b"secret")
     path = tmp_path / "audio" / f"{name}.json"
-    planted = {"file": "../secret.wav", "name": "../secret", "stems": {"drums": "../../secret.wav"}}
+    planted = {"file": "../secret.wav", "name": "../secret", "stems": {"drums": "../../secret.wav", "../secret": "x"}}
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **planted}))
     lib = open_library()
     assert lib.get(name).file == f"{name}.wav"
     assert lib.audio_path(name).parent == tmp_path / "audio"
-    with pytest.raises(NotFound):
-        lib.stem_path(name, "drums")
+    (tmp_path / "stems" / name).mkdir()
+    (tmp_path / "stems" / "secret.wav").write_bytes(b"secret")
+    lib = open_library()
+    for stem in ("drums", "../secret"):
+        with pytest.raises(NotFound):
+            lib.stem_path(name, stem)
     lib.delete(name)
     assert (tmp_path / "secret.wav").exists()
 
