@@ -31,6 +31,8 @@ import { io } from '../vendor/socket.io.esm.min.js';
 /** A connection that comes back within this is not worth a word. */
 const LOST_AFTER_MS = 1500;
 const HEALTH_EVERY_MS = 2000;
+/** Where the card slides over the chat; layout.css has the same. */
+const NARROW = '(max-width: 899.98px)';
 
 /** @param {string} id */
 const place = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -160,7 +162,7 @@ function follow(app) {
     });
     for (const job of over) finished(app, job);
   });
-  const narrow = matchMedia('(max-width: 899.98px)');
+  const narrow = matchMedia(NARROW);
   const cover = () => {
     const covered = narrow.matches && store.state.active !== null;
     for (const id of ['chat', 'bar']) place(id).inert = covered;
@@ -179,15 +181,15 @@ function follow(app) {
  * @param {App} app
  * @param {import('./contract.js').Job} job
  */
-async function finished({ store, actions, player, live }, job) {
+async function finished({ actions, player, live }, job) {
   void actions.health();
   if (job.kind === 'load') void actions.refreshModels();
   const name = job.tracks[0] ?? job.track;
   if (!name || !actions.asked.has(job.client_id)) return;
-  const heard = player.key === `job:${job.id}`;
-  // Opening the card must not cut off another track that is being heard, nor cover what is typed on a small screen.
-  if (heard || !player.playing) await actions.open(name);
-  else if (!store.state.tracks[name]) await actions.open(name);
+  // Its sound may have become the track's already.
+  const heard = player.key === `job:${job.id}` || player.key === `track:${name}`;
+  // The card must not cover the chat of a small screen, nor take the place of another track that is being heard.
+  if (!matchMedia(NARROW).matches && (heard || !player.playing)) await actions.open(name);
   live.settle(job);
 }
 
@@ -220,7 +222,7 @@ function shortcuts(app) {
   const { player, store, commands, dialogs } = app;
   document.addEventListener('keydown', (event) => {
     const { target } = event;
-    if (event.key === 'Escape' && store.state.active !== null && matchMedia('(max-width: 899.98px)').matches && !document.querySelector('dialog[open]')) {
+    if (event.key === 'Escape' && store.state.active !== null && matchMedia(NARROW).matches && !document.querySelector('dialog[open]')) {
       store.dispatch({ type: 'open', name: null });
       return;
     }

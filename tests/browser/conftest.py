@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from modules.contract import ModelInfo
 from modules.settings import ROOT, Settings
@@ -19,6 +19,9 @@ from modules.web.app import StudioServer, create_app
 from tests.fakes import FakeEngine, FakeManager, FakeSeparator, model_info
 
 CHROMIUM = "/usr/bin/chromium"
+PATIENCE_MS = 20_000
+"""A machine that does other work too is slow, not broken."""
+expect.set_options(timeout=PATIENCE_MS)
 ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required", "--mute-audio",
@@ -49,6 +52,16 @@ SOUND_TAP = """
   };
 })();
 """
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "complains: the browser's console is expected to complain in this test")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
 
 
 def models() -> tuple[ModelInfo, ...]:
@@ -135,7 +148,7 @@ def watched(context: BrowserContext) -> tuple[Page, list[str]]:
     """A page, and what its console complains of."""
     complaints: list[str] = []
     page = context.new_page()
-    page.set_default_timeout(8000)
+    page.set_default_timeout(PATIENCE_MS)
 
     def note(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -164,3 +177,11 @@ def page(context: BrowserContext, site: Site, request: pytest.FixtureRequest) ->
     allowed = request.node.get_closest_marker("complains")
     if allowed is None:
         assert complaints == []
+
+
+def wait_for_sound(page: Page, *, louder_than: float = 0.01) -> None:
+    # Asked from here: under the page's policy a condition in words cannot be evaluated there again and again.
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while page.evaluate("() => window.__level()") <= louder_than:
+        assert time.monotonic() < deadline, "nothing was heard"
+        page.wait_for_timeout(50)

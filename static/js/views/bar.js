@@ -68,10 +68,12 @@ function showModel({ store, words }, shown) {
   else if (model?.sketch) state = t('model.sketch');
   else if (model && model.state !== 'ready') state = t(`model.state.${model.state}`);
   else if (health?.model === id && health.model_state === 'loaded') state = t('model.loaded');
-  const words_ = [el('span', { class: 'model-name', text: model?.title ?? id })];
-  if (state) words_.push(el('span', { class: 'model-state', text: state }));
-  shown.replaceChildren(...words_, icon('chevron'));
-  shown.setAttribute('aria-label', [t('bar.model'), model?.title ?? id, state].filter(Boolean).join(', '));
+  const said = [
+    el('span', { class: 'unseen', text: `${t('bar.model')}: ` }),
+    el('span', { class: 'model-name', text: model?.title ?? id }),
+  ];
+  if (state) said.push(el('span', { class: 'model-state', text: state }));
+  shown.replaceChildren(...said, icon('chevron'));
   const where = health ? t('model.device', { device: health.device_name || health.device }) : '';
   shown.title = [model?.sketch ? t('model.sketchLong') : '', where].filter(Boolean).join(' · ');
 }
@@ -124,7 +126,7 @@ function languageSwitch({ store, words }) {
     kind: 'quiet',
     class: 'language',
     press: () => store.dispatch({ type: 'prefs', prefs: { language: other } }),
-    attrs: { 'aria-label': other === 'ru' ? 'Русский' : 'English', lang: other, id: 'language' },
+    attrs: { 'aria-label': other === 'ru' ? 'RU, Русский' : 'EN, English', lang: other, id: 'language' },
   });
 }
 

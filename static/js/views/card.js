@@ -60,7 +60,7 @@ export function mountCard(host, app, stems) {
       return;
     }
     // Another track in the card is another sound in the player, unless that one is sounding or being compared.
-    if (!player.playing) void player.load(trackSound(track, api.audioUrl(track.name)));
+    if (!player.playing && player.key !== `track:${track.name}`) void player.load(trackSound(track, api.audioUrl(track.name)));
     update = card(host, track, app, parts, stems);
   };
   show();

@@ -91,7 +91,6 @@ function choices(model, chosen, { store, words, actions }) {
       ? el('span', { class: 'chosen-mark' }, icon('check'), el('span', { text: t('models.chosen') }))
       : button({
           label: t('models.choose'),
-          kind: model.state === 'ready' ? 'primary' : '',
           disabled: model.state === 'broken',
           press: () => store.dispatch({ type: 'values', values: { ...store.state.values, model: model.id } }),
           attrs: { 'data-focus': `choose-${model.id}`, 'aria-label': t('models.chooseThis', { name: model.title }) },

@@ -45,6 +45,7 @@ export function progressBubble(job, app, parts) {
     left.textContent = leftOf(next, app);
     if (share === null) meter.removeAttribute('value');
     else meter.value = share;
+    meter.hidden = next.status === 'queued';
     note.textContent = next.note;
     note.hidden = next.note === '';
     keep.hidden = !(next.kind === 'generate' && next.live_s > 0.5);

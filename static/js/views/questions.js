@@ -55,7 +55,7 @@ export async function askClear(app) {
   const tracks = found.all - found.locked;
   const said = [
     t('clear.tracks', { n: tracks }),
-    t('clear.stems', { n: found.stems }),
+    found.stems > 0 ? t('clear.stems', { n: found.stems }) : '',
     t('clear.messages', { n: messages }),
     found.locked > 0 ? t('clear.locked', { n: found.locked }) : '',
   ].filter(Boolean);

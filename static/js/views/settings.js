@@ -254,7 +254,7 @@ function clipField(app, title, hint, chosen, { take, remove }) {
     dialogs.library((track) => take({ ref: { track: track.name }, label: track.name, seconds: track.duration_s }));
   const row = chosen
     ? [
-        el('span', { class: 'chosen', text: chosen, attrs: { title: chosen } }),
+        el('span', { class: 'clip-name', text: chosen, attrs: { title: chosen } }),
         button({ label: t('chip.remove', { what: chosen }), icon: 'close', iconOnly: true, kind: 'quiet', press: remove }),
       ]
     : [
@@ -339,7 +339,10 @@ async function savePreset({ store, words, tell }) {
   const name = el('input', { class: 'text', attrs: { type: 'text', maxlength: 40, id: 'preset-name', autocomplete: 'off' } });
   const save = button({ label: t('action.save'), kind: 'primary', press: () => shown.dialog.close('save') });
   name.addEventListener('keydown', (event) => {
-    if (event.key === 'Enter') shown.dialog.close('save');
+    if (event.key !== 'Enter') return;
+    // Else the same key press would go on to the button that focus returns to.
+    event.preventDefault();
+    shown.dialog.close('save');
   });
   const shown = open({
     title: t('preset.saveTitle'),

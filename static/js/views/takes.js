@@ -62,7 +62,7 @@ function take(track, names, many, app, parts) {
     },
   });
   const wave = el('canvas', { class: 'take-wave', attrs: { 'aria-hidden': 'true' } });
-  const open = button({ label: track.file, kind: 'link', press: () => void actions.open(track.name), attrs: { 'data-track': track.name, title: t('chat.open') } });
+  const open = button({ label: many ? shortened(track.file) : track.file, kind: 'link', press: () => void actions.open(track.name), attrs: { 'data-track': track.name, title: track.file } });
   const facts = [many ? t('take.number', { n: track.take }) : '', track.duration_s > 0 ? clock(track.duration_s) : ''].filter(Boolean);
   const show = () => {
     const on = player.isPlaying(key);
@@ -74,6 +74,11 @@ function take(track, names, many, app, parts) {
   player.addEventListener('change', show, { signal: parts.signal });
   drawn(wave, track, app, parts);
   return el('div', { class: 'take' }, play, el('div', { class: 'take-main' }, el('div', { class: 'take-head' }, open, el('span', { class: 'time', text: facts.join(' · ') })), wave));
+}
+
+/** Takes differ at the end of their names, so the middle goes. @param {string} file */
+function shortened(file) {
+  return file.length > 24 ? `${file.slice(0, 8)}…${file.slice(-14)}` : file;
 }
 
 /** @param {string} name @param {App} app */
@@ -96,14 +101,14 @@ async function ready(name, { store, actions }) {
 function drawn(canvas, track, { player }, parts) {
   /** @type {[number, number][]} */
   let peaks = [];
-  let before = '';
+  let due = true;
   const key = `track:${track.name}`;
+  const again = () => (due = true);
   const paint = () => {
-    const played = player.key === key && track.duration_s > 0 ? player.time / track.duration_s : 0;
-    const state = `${peaks.length}/${played.toFixed(3)}/${canvas.clientWidth}/${getComputedStyle(canvas).getPropertyValue('--wave')}`;
-    if (state === before || peaks.length === 0) return;
-    before = state;
-    drawPeaks(canvas, peaks, { share: 1, played });
+    const here = player.key === key;
+    if (peaks.length === 0 || (!due && !here)) return;
+    due = false;
+    drawPeaks(canvas, peaks, { share: 1, played: here && track.duration_s > 0 ? player.time / track.duration_s : 0 });
   };
   const seen = new IntersectionObserver((records) => {
     if (!records.some((record) => record.isIntersecting)) return;
@@ -116,6 +121,13 @@ function drawn(canvas, track, { player }, parts) {
       () => canvas.remove(),
     );
   });
+  const sized = new ResizeObserver(again);
+  const themed = new MutationObserver(again);
+  sized.observe(canvas);
+  themed.observe(document.documentElement, { attributeFilter: ['data-theme'] });
+  player.addEventListener('change', again, { signal: parts.signal });
+  parts.add(() => sized.disconnect());
+  parts.add(() => themed.disconnect());
   seen.observe(canvas);
   parts.add(() => seen.disconnect());
   canvas.addEventListener('click', (event) => {

@@ -1,0 +1,218 @@
+"""One card, its player and its actions; takes; the library; what is deleted is gone everywhere."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from modules.contract import GenerateRequest, TrackQuery
+from tests.browser.conftest import Site, wait_for_sound
+
+
+def make(site: Site, prompt: str, **changes: object) -> list[str]:
+    """Tracks made without the page."""
+    body = {
+        "kind": "generate",
+        "client_id": f"c{len(site.studio.jobs())}",
+        "prompt": prompt,
+        "model": "fake",
+        "duration": 2.0,
+    }
+    job = site.studio.submit(body | changes)
+    site.idle()
+    return site.studio.job(job.id).tracks
+
+
+@pytest.fixture
+def two(page: Page, site: Site) -> tuple[str, str]:
+    """Two tracks, made through the page, in its chat."""
+    page.get_by_role("button", name="Live").click()
+    for number, prompt in enumerate(("first one", "second one"), start=1):
+        page.wait_for_timeout(520)
+        page.fill("#prompt", prompt)
+        page.keyboard.press("Enter")
+        expect(page.locator(".take .link")).to_have_count(number)
+    names = [link.get_attribute("data-track") or "" for link in page.locator(".take .link").all()]
+    return names[0], names[1]
+
+
+def card_title(page: Page) -> str:
+    return page.locator("#card .card-title").inner_text()
+
+
+def test_a_file_name_opens_the_one_card(page: Page, two: tuple[str, str]) -> None:
+    for name in (*two, two[0]):
+        page.locator(f".take [data-track='{name}']").click()
+        expect(page.locator(".card-title")).to_have_text(f"{name}.wav")
+        expect(page.locator(".take [aria-current=true]")).to_have_count(1)
+        expect(page.locator("#card .wave > div")).to_have_count(1)
+    assert page.locator(".card").count() == 1
+
+
+def test_one_thing_sounds_at_a_time_and_stops_when_its_track_is_deleted(page: Page, two: tuple[str, str]) -> None:
+    page.get_by_role("button", name=f"Play {two[0]}.wav").click()
+    wait_for_sound(page)
+    page.get_by_role("button", name=f"Play {two[1]}.wav").click()
+    expect(page.get_by_role("button", name=f"Pause {two[1]}.wav")).to_be_visible()
+    expect(page.get_by_role("button", name=f"Play {two[0]}.wav")).to_be_visible()
+    page.locator(f".take [data-track='{two[1]}']").click()
+    page.locator(".card-actions").get_by_role("button", name="Delete").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator(".goes li")).to_have_text([f"{two[1]}.wav", f"{two[1]}.json", f"{two[1]}.tokens.npz"])
+    dialog.get_by_role("button", name="Delete").click()
+    expect(page.locator(".take.removed")).to_contain_text("deleted")
+    expect(page.locator(".card-empty")).to_be_visible()
+    page.wait_for_timeout(200)
+    assert page.evaluate("() => window.__level()") < 0.001
+
+
+def test_the_player_seeks_loops_and_keeps_its_volume(page: Page, two: tuple[str, str]) -> None:
+    page.locator(f".take [data-track='{two[0]}']").click()
+    page.locator(".transport").get_by_role("button", name="Loop").click()
+    page.locator(".transport").get_by_role("button", name="Play").click()
+    wait_for_sound(page)
+    box = page.locator("#card .wave").bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] * 0.95, box["y"] + box["height"] / 2)
+    expect(page.locator(".transport .time")).to_have_text(re.compile(r"^0:09 /"))
+    # Past the end it goes on from the start, still sounding.
+    expect(page.locator(".transport .time")).to_have_text(re.compile(r"^0:00 /"))
+    wait_for_sound(page)
+    page.get_by_label("Volume", exact=True).fill("0")
+    page.wait_for_timeout(250)
+    assert page.evaluate("() => window.__level()") < 0.001
+    page.reload()
+    page.locator(f".take [data-track='{two[0]}']").click()
+    expect(page.get_by_label("Volume", exact=True)).to_have_value("0")
+
+
+def test_takes_stand_side_by_side_and_change_over_in_place(page: Page, site: Site) -> None:
+    page.get_by_role("button", name="Live").click()
+    page.locator("#settings-toggle").click()
+    page.get_by_label("Takes, exact value").fill("3")
+    page.get_by_label("Takes, exact value").blur()
+    page.fill("#prompt", "three of them")
+    page.keyboard.press("Enter")
+    expect(page.locator(".takes.many .take")).to_have_count(3)
+    page.get_by_role("button", name="Play Take 1").click()
+    wait_for_sound(page)
+    page.wait_for_timeout(1200)
+    page.get_by_role("button", name="Play Take 3").click()
+    expect(page.get_by_role("button", name="Pause Take 3")).to_be_visible()
+    wait_for_sound(page)
+    name = page.locator(".take .link").nth(2).get_attribute("data-track")
+    page.locator(".take .link").nth(2).click()
+    expect(page.locator(".card-title")).to_have_text(f"{name}.wav")
+    shown = page.locator(".transport .time").inner_text()
+    assert int(shown.split(":")[1][:2]) >= 1, "the place was lost"
+    assert len(site.engine.specs[0].seeds) == 3
+
+
+def test_a_lock_and_a_star_are_kept_and_a_locked_track_cannot_be_deleted(
+    page: Page, site: Site, two: tuple[str, str]
+) -> None:
+    page.locator(f".take [data-track='{two[0]}']").click()
+    page.locator("#card").get_by_role("button", name="Lock").click()
+    page.locator("#card").get_by_role("button", name="Favourite").click()
+    expect(page.locator(".card-actions").get_by_role("button", name="Delete")).to_be_disabled()
+    site.wait(lambda: site.studio.track(two[0]).favourite)
+    assert site.studio.track(two[0]).locked
+
+
+def test_clearing_says_what_goes_asks_twice_and_spares_what_is_locked(
+    page: Page, site: Site, two: tuple[str, str]
+) -> None:
+    page.locator(f".take [data-track='{two[0]}']").click()
+    page.locator("#card").get_by_role("button", name="Lock").click()
+    site.wait(lambda: site.studio.track(two[0]).locked)
+    page.locator("#more").click()
+    page.get_by_role("button", name="Clear everything").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator(".goes li")).to_have_text(["1 track goes", "2 messages go", "1 locked track stays"])
+    dialog.get_by_role("button", name="Tracks and chat").click()
+    expect(page.get_by_role("dialog")).to_contain_text("gone for good")
+    assert len(site.studio.tracks(TrackQuery())[0]) == 2
+    page.get_by_role("dialog").get_by_role("button", name="Yes, clear").click()
+    expect(page.locator(".welcome")).to_be_visible()
+    assert [track.name for track in site.studio.tracks(TrackQuery())[0]] == [two[0]]
+
+
+def test_extend_goes_on_from_the_end_as_a_new_track_that_knows_its_parent(
+    page: Page, site: Site, two: tuple[str, str]
+) -> None:
+    page.locator(f".take [data-track='{two[0]}']").click()
+    page.locator(".card-actions").get_by_role("button", name="Extend").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Seconds to add").fill("4")
+    dialog.get_by_role("button", name="Extend").click()
+    expect(page.locator(".take .link")).to_have_count(3)
+    site.idle()
+    newest = site.studio.tracks(TrackQuery())[0][0]
+    assert newest.continuation is not None
+    assert newest.continuation.name == two[0]
+    assert newest.duration_s == pytest.approx(14, abs=0.1)
+
+
+def test_download_as_offers_every_format_and_gives_a_file(page: Page, two: tuple[str, str]) -> None:
+    page.locator(f".take [data-track='{two[0]}']").click()
+    page.locator(".card-actions").get_by_role("button", name="Download as").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Format").select_option("flac")
+    with page.expect_download() as download:
+        dialog.get_by_text("Download", exact=True).click()
+    assert download.value.suggested_filename == f"{two[0]}.flac"
+    assert download.value.path().read_bytes()[:4] == b"fLaC"
+
+
+def test_splitting_shows_in_the_chat_and_its_stems_in_the_table_of_what_goes(
+    page: Page, site: Site, two: tuple[str, str]
+) -> None:
+    page.locator(f".take [data-track='{two[0]}']").click()
+    page.locator(".card-actions").get_by_role("button", name="Split stems").click()
+    page.get_by_role("dialog").get_by_role("button", name="Split stems").click()
+    expect(page.locator(".said")).to_have_text("The stems are ready.")
+    site.wait(lambda: len(site.studio.track(two[0]).stems) == 4)
+    page.locator(".card-actions").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("dialog").locator(".goes li")).to_have_count(7)
+
+
+def test_the_library_searches_filters_pages_and_opens(page: Page, site: Site) -> None:
+    wanted = make(site, "a needle in the hay")[0]
+    for number in range(3):
+        make(site, f"hay {number}", format="flac" if number else "wav")
+    page.get_by_role("button", name="Library", exact=True).click()
+    drawer = page.get_by_role("dialog")
+    expect(drawer.locator(".track-row")).to_have_count(4)
+    drawer.get_by_label("Format").select_option("flac")
+    expect(drawer.locator(".track-row")).to_have_count(2)
+    drawer.get_by_label("Format").select_option("")
+    drawer.get_by_placeholder("Search").fill("needle")
+    expect(drawer.locator(".count")).to_have_text("1 track")
+    drawer.locator(".track-open").click()
+    expect(page.locator(".card-title")).to_have_text(f"{wanted}.wav")
+
+
+def test_a_clip_to_continue_can_be_picked_from_the_library(page: Page, site: Site) -> None:
+    name = make(site, "the beginning")[0]
+    page.locator("#settings-toggle").click()
+    page.get_by_role("group", name="Continue or append to").get_by_role("button", name="Library").click()
+    page.get_by_role("dialog").locator(".track-open").click()
+    page.get_by_label("How").select_option("append")
+    expect(page.locator(".chip")).to_contain_text(f"Append to: {name}")
+    page.fill("#prompt", "the end")
+    page.keyboard.press("Enter")
+    expect(page.locator(".take .link")).to_have_count(1)
+    request = site.studio.jobs()[-1].request
+    parsed = GenerateRequest.model_validate(request)
+    assert parsed.continuation is not None
+    assert (parsed.continuation.track, parsed.continuation.mode) == (name, "append")
+
+
+def test_what_another_page_makes_or_deletes_is_seen_here(page: Page, site: Site) -> None:
+    name = make(site, "from elsewhere")[0]
+    page.get_by_role("button", name="Library", exact=True).click()
+    expect(page.locator(".track-row")).to_have_count(1)
+    site.studio.delete(name)
+    expect(page.locator(".track-row")).to_have_count(0)
