@@ -22,14 +22,16 @@ RULER = """() => {
     const seen = box.width > 1 && box.height > 1 && style.visibility === 'visible' && !element.closest('[inert]') &&
       !element.classList.contains('skip');
     if (seen && (box.width < 39.5 || box.height < 39.5)) {
-      small.push(`${element.tagName} ${element.className} ${element.getAttribute('aria-label') ?? element.textContent}: ${box.width}x${box.height}`);
+      const words = element.getAttribute('aria-label') ?? element.textContent;
+      small.push(`${element.tagName} ${element.className} ${words}: ${box.width}x${box.height}`);
     }
   }
   const wide = [...document.querySelectorAll('#app *, dialog *')].filter((element) => {
     const box = element.getBoundingClientRect();
-    return box.width > 1 && box.right > innerWidth + 0.5 && !element.closest('[inert]') && getComputedStyle(element).visibility === 'visible';
+    const shown = !element.closest('[inert]') && getComputedStyle(element).visibility === 'visible';
+    return shown && box.width > 1 && box.right > innerWidth + 0.5;
   }).map((element) => `${element.tagName} ${element.className}`);
-  return { small, wide, scrolls: document.documentElement.scrollWidth > innerWidth || document.scrollingElement.scrollLeft > 0 };
+  return { small, wide, scrolls: document.documentElement.scrollWidth > innerWidth };
 }"""
 
 
@@ -78,7 +80,7 @@ def violations(page: Page) -> list[str]:
 def dialogs(page: Page) -> Iterator[str]:
     """Each dialog in turn, open; named for the failure's message."""
     openers = {
-        "models": lambda: page.locator(".model-button").click(),
+        "models": page.locator(".model-button").click,
         "library": lambda: page.locator(".labelled").first.click(),
         "keys": lambda: (page.locator("#more").click(), page.locator("#more-menu button").nth(4).click()),
         "clear": lambda: (page.locator("#more").click(), page.locator("#more-menu button").nth(5).click()),
@@ -227,8 +229,9 @@ def test_everything_is_reached_by_tab_with_a_focus_that_is_seen(chromium: Browse
         at = page.evaluate(
             """() => {
               const element = document.activeElement;
-              const style = getComputedStyle(element);
-              return [element === document.body ? 'BODY' : element.id || element.className || element.tagName, style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1];
+              const { outlineStyle, outlineWidth } = getComputedStyle(element);
+              const name = element === document.body ? 'BODY' : element.id || element.className || element.tagName;
+              return [name, outlineStyle !== 'none' && parseFloat(outlineWidth) >= 1];
             }"""
         )
         if at[0] == "BODY":
