@@ -81,7 +81,7 @@ def dialogs(page: Page) -> Iterator[str]:
     """Each dialog in turn, open; named for the failure's message."""
     openers = {
         "models": page.locator(".model-button").click,
-        "library": lambda: page.locator(".labelled").first.click(),
+        "library": page.locator(".labelled").first.click,
         "keys": lambda: (page.locator("#more").click(), page.locator("#more-menu button").nth(4).click()),
         "clear": lambda: (page.locator("#more").click(), page.locator("#more-menu button").nth(5).click()),
         "extend": lambda: page.locator(".card-actions button").nth(2).click(),
