@@ -178,7 +178,7 @@ def test_a_preset_is_saved_found_again_and_deleted(page: Page) -> None:
 def clip(tmp_path: Path) -> Path:
     at = np.arange(16_000 * 2, dtype=np.float32) / 16_000
     path = tmp_path / "my hum.wav"
-    audio.encode(Clip(0.3 * np.sin(2 * np.pi * 330 * at)[None], 16_000), path, "wav")
+    audio.encode(Clip(0.3 * np.sin(np.float32(2 * np.pi * 330) * at)[None], 16_000), path, "wav")
     return path
 
 

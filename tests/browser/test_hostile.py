@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 PAYLOADS = (
     '<img src=x onerror="window.__owned=1">',
@@ -41,7 +41,7 @@ def test_markup_in_a_prompt_and_an_artist_is_shown_as_it_was_typed(page: Page) -
 def test_markup_in_a_file_name_is_shown_as_text(page: Page) -> None:
     name = "<img src=x onerror=window.__owned=1>.wav"
     page.locator(".composer input[type=file]").set_input_files(
-        [{"name": name, "mimeType": "audio/wav", "buffer": b"not audio"}]
+        FilePayload(name=name, mimeType="audio/wav", buffer=b"not audio")
     )
     dialog = page.get_by_role("dialog")
     expect(dialog.locator(".file-name")).to_have_text(name)
@@ -52,7 +52,7 @@ def test_markup_in_a_file_name_is_shown_as_text(page: Page) -> None:
 @pytest.mark.complains  # of the 400
 def test_an_unreadable_file_is_refused_in_words(page: Page) -> None:
     page.locator(".composer input[type=file]").set_input_files(
-        [{"name": "broken.wav", "mimeType": "audio/wav", "buffer": b"RIFF but no more"}]
+        FilePayload(name="broken.wav", mimeType="audio/wav", buffer=b"RIFF but no more")
     )
     page.get_by_role("dialog").get_by_role("button", name="A clip to continue").click()
     expect(page.locator(".toast.error")).to_contain_text("broken.wav could not be used")
@@ -69,13 +69,9 @@ def test_a_chat_file_with_payloads_imports_as_text(page: Page) -> None:
         "error": {"code": bad, "message": bad},
     }  # fmt: skip
     page.locator(".menu-host input[type=file]").set_input_files(
-        [
-            {
-                "name": "chat.json",
-                "mimeType": "application/json",
-                "buffer": json.dumps({"chat": [entry, {"id": 5}]}).encode(),
-            }
-        ]
+        FilePayload(
+            name="chat.json", mimeType="application/json", buffer=json.dumps({"chat": [entry, {"id": 5}]}).encode()
+        )
     )
     expect(page.locator(".bubble-text")).to_have_text(bad)
     expect(page.locator(".trouble-text")).to_contain_text(bad)

@@ -79,17 +79,23 @@ def violations(page: Page) -> list[str]:
 
 def dialogs(page: Page) -> Iterator[str]:
     """Each dialog in turn, open; named for the failure's message."""
-    openers = {
-        "models": page.locator(".model-button").click,
-        "library": page.locator(".labelled").first.click,
-        "keys": lambda: (page.locator("#more").click(), page.locator("#more-menu button").nth(4).click()),
-        "clear": lambda: (page.locator("#more").click(), page.locator("#more-menu button").nth(5).click()),
-        "extend": lambda: page.locator(".card-actions button").nth(2).click(),
-        "download": lambda: page.locator(".card-actions button").nth(4).click(),
-        "delete": lambda: page.locator(".card-actions button").nth(5).click(),
+    more, items, actions = (
+        page.locator("#more"),
+        page.locator("#more-menu button"),
+        page.locator(".card-actions button"),
+    )
+    presses = {
+        "models": [page.locator(".model-button")],
+        "library": [page.locator(".labelled").first],
+        "keys": [more, items.nth(4)],
+        "clear": [more, items.nth(5)],
+        "extend": [actions.nth(2)],
+        "download": [actions.nth(4)],
+        "delete": [actions.nth(5)],
     }
-    for name, opened in openers.items():
-        opened()
+    for name, pressed in presses.items():
+        for control in pressed:
+            control.click()
         expect(page.locator("dialog[open]")).to_be_visible()
         yield name
         page.keyboard.press("Escape")
