@@ -37,6 +37,9 @@ HEADER_DEADLINE_S = 10.0
 """From connecting to the end of the request's headers: a half-open request holds its thread no longer."""
 SILENCE_S = 30.0
 """The longest wait for the next bytes of a body, or for a client to take the next bytes of an answer."""
+SWITCH_INTERVAL_S = 0.001
+"""How long a busy thread keeps Python's lock when another asks. An answer takes it several times: at Python's own 5 ms
+the page waits noticeably beside a generation."""
 DRAIN_BYTES = 64 * 1024 * 1024
 """Read beyond the largest body we take, so that its sender still sees the refusal."""
 
@@ -291,6 +294,7 @@ def serve(app: Flask, settings: Settings, *, on_ready: Callable[[str], None] | N
         Conflict: the port is in use.
     """
     server = StudioServer(app, settings)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     guard: Guard = app.extensions["guard"]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.25}, name="http", daemon=True)
     thread.start()
