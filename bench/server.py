@@ -40,10 +40,13 @@ JOB = {
 # ------------------------------------------------------------------------------------------ the server
 def serve(kind: str, load: str) -> None:
     """The child: print the port, then serve until killed."""
-    from modules.settings import Settings
+    from modules.settings import ROOT, Settings
     from modules.studio import Studio
     from modules.web.app import SWITCH_INTERVAL_S, StudioServer, create_app
 
+    if load == "generate" and not (ROOT / "models" / "tiny").is_dir():
+        # Without it the row would show a failed job's load and call it a generation's.
+        raise SystemExit("generate: there is no models/tiny to generate with")
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(port=0, data_dir=Path(folder, "data"), state_dir=Path(folder, "state"), offline=True)
         studio = Studio(settings)
@@ -124,6 +127,8 @@ def start(kind: str, load: str) -> Child:
         [sys.executable, "-m", "bench.server", "--child", kind, load], stdout=subprocess.PIPE, text=True
     )
     line = process.stdout.readline() if process.stdout else ""
+    if not line.startswith("port "):
+        raise SystemExit(f"the server did not start (exit status {process.wait()})")
     return Child(process, int(line.split()[1]))
 
 
