@@ -636,7 +636,7 @@ def test_an_unloaded_models_memory_really_goes_back(made: Path, tmp_path: Path) 
 
         compat.import_stack()
         models = Path(sys.argv[1])
-        checkpoints.make_model(models / "sizeable", dim=640, layers=10)
+        checkpoints.make_model(models / "sizeable", dim=384, layers=8)
         manager = ModelManager(Settings(models_dir=models, cache_dir=models.parent / "c", threads=1, offline=True))
         spec = GenerationSpec(prompt="warm piano", duration_s=0.2, seeds=(1,), top_k=50)
         for _ in range(3):

@@ -24,7 +24,8 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,25 @@ def import_stack() -> None:
         importlib.import_module("transformers.utils.logging").disable_progress_bar()
         _redirect_demucs()
         _read_both_folder_forms()
+
+
+@contextmanager
+def unfilled_weights() -> Iterator[None]:
+    """Modules built in this block keep whatever their weights' memory holds: for those a checkpoint fills entirely.
+
+    Drawing the first values of a billion weights, to overwrite them at once, takes longer than reading the checkpoint.
+    """
+    import torch
+
+    names = ("trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "normal_", "uniform_")
+    originals = {name: getattr(torch.nn.init, name) for name in names}
+    try:
+        for name in names:
+            setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(torch.nn.init, name, function)
 
 
 def _stand_in_for_xformers() -> None:

@@ -401,10 +401,11 @@ def load_modules(entry: Entry, folder: Path, device: str, precision: str) -> tup
     else:
         from audiocraft.models import builders, loaders
 
-        lm = loaders.load_lm_model(folder, device=device)
-        compression = builders.get_wrapped_compression_model(
-            loaders.load_compression_model(folder, device=device), lm.cfg
-        )
+        # Both loaders refuse a checkpoint that leaves a weight out.
+        with compat.unfilled_weights():
+            lm = loaders.load_lm_model(folder, device=device)
+            compression = loaders.load_compression_model(folder, device=device)
+        compression = builders.get_wrapped_compression_model(compression, lm.cfg)
     conditioners = lm.condition_provider.conditioners
     if "self_wav" in conditioners:
         follower = conditioners["self_wav"]
