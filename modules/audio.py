@@ -30,7 +30,7 @@ Samples = npt.NDArray[np.float32]
 BLOCK_FRAMES: Final = 65_536
 """Frames read or written at a time: libsndfile's Vorbis writer crashes on millions at once."""
 MAX_DECODED_SAMPLES: Final = 4_000_000_000
-"""Frames times channels of one clip: three hours of 48 kHz in 7 channels, or of 192 kHz in stereo nearly."""
+"""Frames times channels of one clip: three hours of 48 kHz in seven channels, or of 176.4 kHz in stereo."""
 MIN_LOUDNESS_S: Final = 0.4
 """One gating block of BS.1770: shorter clips have no integrated loudness."""
 _MAX_WAV_BYTES: Final = 2**32 - 2**20
@@ -38,7 +38,7 @@ _MP3_RATES_HZ: Final = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 4
 _MP3_BEST_VBR: Final = 0.0
 """libsndfile's compression level 0 is LAME's -V 0."""
 _DEFAULT_SUBTYPE: Final[dict[str, str]] = {"wav": "PCM_24", "flac": "PCM_24", "mp3": "MPEG_LAYER_III"}
-# libsndfile also guesses at headerless and instrument formats; a text file must not become noise through one of them.
+# libsndfile also reads instruments, matrices and headerless data: unlikely uploads, little-used decoders.
 _TRUSTED_CONTAINERS: Final = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"})
 # Demuxers that hold their sound themselves. Play lists (hls, concat, dash) would open other files or addresses.
 _AV_CONTAINERS: Final = (
@@ -310,11 +310,14 @@ class _HonestFile:
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
+        # A disk that is nearly full takes a part without an error; the error comes with the rest.
+        written = 0
         try:
-            return self._file.write(data)
+            while written < len(data):
+                written += self._file.write(memoryview(data)[written:])
         except OSError as error:
             self.error = error
-            return 0
+        return written
 
     def read(self, count: int) -> bytes:
         return self._file.read(count)
@@ -378,7 +381,7 @@ def rewrite(source: Path, target: Path, held: Probe) -> Probe:
     """
     gain = np.float32(1.0 / max(held.peak, 1.0))
     rate, frames = _flac_rate(held.sample_rate_hz), 0
-    pieces = _at_rate((block * gain for block in blocks(source)), held, rate)
+    pieces = resample_blocks((block * gain for block in blocks(source)), held.sample_rate_hz, rate)
     with _writing(target, "flac", f"PCM_{held.bits}", rate, held.channels) as sound:
         for block in _quantised(pieces, f"PCM_{held.bits}"):
             sound.write(block)
@@ -391,16 +394,6 @@ def rewrite(source: Path, target: Path, held: Probe) -> Probe:
 def _flac_rate(sample_rate_hz: int) -> int:
     """Above 65,535 Hz a FLAC header holds tens of hertz."""
     return sample_rate_hz if sample_rate_hz <= 65_535 else round(sample_rate_hz / 10) * 10
-
-
-def _at_rate(pieces: Iterable[Samples], held: Probe, sample_rate_hz: int) -> Iterator[Samples]:
-    if sample_rate_hz == held.sample_rate_hz:
-        yield from pieces
-        return
-    stream = soxr.ResampleStream(held.sample_rate_hz, sample_rate_hz, held.channels, quality="VHQ")
-    for piece in pieces:
-        yield stream.resample_chunk(np.ascontiguousarray(piece.T)).T
-    yield stream.resample_chunk(np.empty((0, held.channels), np.float32), last=True).T
 
 
 @contextlib.contextmanager
@@ -479,7 +472,7 @@ def to_pcm16(samples: Samples) -> bytes:
 # --------------------------------------------------------------------------------------------------- tags
 _ID3_FRAMES: Final = {"title": "TIT2", "artist": "TPE1", "comment": "COMM", "software": "TSSE"}
 _INFO_BYTES: Final = 1000
-"""A RIFF INFO list above 2 kB is lost on libsndfile's readers, so WAV has the whole text as ID3 and the rest cut."""
+"""A RIFF INFO list above 2 kB is lost on libsndfile's readers, so WAV has it cut, and the whole text as ID3."""
 
 
 def _native_tags(audio_format: AudioFormat, tags: Mapping[str, str]) -> dict[str, str]:

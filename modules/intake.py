@@ -9,6 +9,7 @@ The child reads requests from its standard input, one JSON object a line, and an
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ CHILD_MEMORY_BYTES: Final = 2 * 2**30
 """Address space of the child, where the system can limit it."""
 TIMEOUT_S: Final = 300.0
 """Three hours of sound take about a third of this on a slow machine."""
+log = logging.getLogger(__name__)
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _ANSWERS: Final[dict[str, type[contract.StudioError]]] = {
     error.code: error for error in (UnreadableAudio, ClipTooLong, DiskFull)
@@ -47,19 +49,28 @@ def admit(
     request = {"upload": str(upload.resolve()), "clean": str(clean.resolve()), "max_s": max_s}
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module; the paths travel by stdin
-            child_command(), input=json.dumps(request) + "\n", capture_output=True, timeout=timeout_s, check=False,
-            encoding="utf-8", cwd=_ROOT, env=child_environment(),
+            child_command(), input=json.dumps(request).encode() + b"\n", stdout=subprocess.PIPE,
+            # Decoders complain there, as much and in whatever bytes the file makes them.
+            stderr=subprocess.DEVNULL, timeout=timeout_s, check=False, cwd=_ROOT, env=child_environment(),
         )  # fmt: skip
-        answer = json.loads(done.stdout) if done.stdout else {}
     except subprocess.TimeoutExpired:
         clean.unlink(missing_ok=True)
         raise UnreadableAudio(f"the file takes longer than {timeout_s:.0f} s to decode") from None
+    answer = _read_answer(done)
     if "held" in answer:
         return audio.Probe(**answer["held"])
     clean.unlink(missing_ok=True)
-    raise _ANSWERS.get(answer.get("code", ""), UnreadableAudio)(
-        answer.get("message", "the file is damaged in a way that crashes its decoder")
-    )
+    raise _ANSWERS.get(answer["code"], UnreadableAudio)(answer["message"])
+
+
+def _read_answer(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        log.warning("an upload ended its decoder with status %d", done.returncode)
+        words = "the file is damaged in a way that crashes its decoder"
+        return {"code": UnreadableAudio.code, "message": words}
+    return answer
 
 
 def child_command() -> list[str]:
@@ -99,6 +110,8 @@ def _limit_child() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY_BYTES, CHILD_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The server stops a child that takes too long; this one is for a child whose server is gone.
+    resource.setrlimit(resource.RLIMIT_CPU, (int(TIMEOUT_S), int(TIMEOUT_S)))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,14 @@ def _no_device(name: str) -> str:
     return f"{first}_{dot}{rest}" if first.strip().upper() in _WINDOWS_DEVICES else name
 
 
+def _is_usable(name: str) -> bool:
+    """A name from the disk that can travel in JSON, headers and cursors: UTF-8, short, without controls."""
+    try:
+        return len(name.encode()) <= MAX_NAME_BYTES and contract.clean_text(name) == name and "\n" not in name
+    except UnicodeEncodeError:
+        return False
+
+
 # -------------------------------------------------------------------------------------------------- index
 @dataclass(frozen=True)
 class _Entry:
@@ -317,11 +325,12 @@ class Library:
 
     # --------------------------------------------------------------------------------------------- opening
     def _take_folder(self) -> Any:
-        for folder in (self._own_dir, self._tmp_dir):
-            if folder.is_symlink():
-                raise Conflict(f"{folder} is a link; remove it, the program keeps its own files there")
-            folder.mkdir(exist_ok=True)
-        lock = filelock.FileLock(str(self._own_dir / "lock"), timeout=0, thread_local=False)
+        lock_path = self._own_dir / "lock"
+        for path in (self._own_dir, self._tmp_dir, lock_path):
+            if path.is_symlink():
+                raise Conflict(f"{path} is a link; remove it, the program keeps its own files there")
+        self._tmp_dir.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(str(lock_path), timeout=0, thread_local=False)
         try:
             lock.acquire()
         except filelock.Timeout:
@@ -336,6 +345,8 @@ class Library:
         left = sorted(self._tmp_dir.iterdir())
         for path in left:
             name, kind = path.stem, path.suffix
+            if not _is_own_file(path):
+                continue
             if kind == ".stems":
                 self._remove_unlisted_stems(name)
             elif kind == ".delete" or (kind == ".save" and not _is_own_file(self._json_path(name))):
@@ -351,6 +362,8 @@ class Library:
 
     def _remove_unlisted_stems(self, name: str) -> None:
         track = self._read_track(self._json_path(name))
+        if track is None and _is_own_file(self._json_path(name)):
+            return  # unreadable: which stems it lists is not known
         listed = set(track.stems.values()) if track else set()
         folder = self._stems_dir / name
         for stem in contract.STEM_NAMES:
@@ -376,8 +389,11 @@ class Library:
         if not any(name + suffix in files for suffix in _AUDIO_SUFFIXES):
             log.warning("%s has no audio beside it and is left alone", file)
             return
+        if not _is_usable(name):
+            log.warning("%a is no name for a track and is left alone", file)
+            return
         track = self._read_track(self._audio_dir / file)
-        if track is None or f"{name}.{track.format}" not in files or len(name) > MAX_NAME_BYTES:
+        if track is None or f"{name}.{track.format}" not in files:
             self._set_aside(self._audio_dir / file)
             return
         # A pair that a person renamed, or took from elsewhere without all that belongs to it, stays usable.
@@ -701,7 +717,8 @@ class Library:
             self._orders.clear()
             _sync_dir(self._tmp_dir)
             _sync_dir(self._audio_dir)
-            self._changes.append(LibraryChange(removed=[track.name for track in gone]))
+            if gone:
+                self._changes.append(LibraryChange(removed=[track.name for track in gone]))
             for track in gone:
                 self._finish_delete(track)
 

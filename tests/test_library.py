@@ -429,6 +429,38 @@ def test_a_linked_folder_of_our_own_is_refused(open_library, tmp_path):
         open_library()
 
 
+@pytest.mark.parametrize("own", ["tmp", "lock"])
+def test_what_we_keep_in_our_own_folder_may_not_be_a_link_either(open_library, tmp_path, own):
+    (tmp_path / "audio" / ".studio").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "audio" / ".studio" / own).symlink_to(tmp_path / "secret")
+    with pytest.raises(Conflict, match="is a link"):
+        open_library()
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
+def test_a_planted_pipe_does_not_stop_the_start(open_library, tmp_path):
+    lib = open_library()
+    name = add(lib).name
+    for kind in ("save", "delete", "stems"):
+        os.mkfifo(tmp_path / "audio" / ".studio" / "tmp" / f"x.{kind}")
+    os.mkfifo(tmp_path / "audio" / "y.json")
+    (tmp_path / "audio" / "y.wav").touch()
+    assert open_library().get(name).name == name
+
+
+def test_an_unreadable_json_does_not_cost_a_track_its_stems(open_library, tmp_path):
+    lib = open_library()
+    name = add(lib).name
+    add_stems(lib, name, tmp_path / "split")
+    lib.close()
+    (tmp_path / "audio" / f"{name}.json").write_text("{")
+    (tmp_path / "audio" / ".studio" / "tmp" / f"{name}.stems").write_text("{")
+    open_library()
+    assert (tmp_path / "stems" / name / "drums.wav").exists()
+
+
 def test_the_data_folder_itself_may_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "audio").symlink_to(tmp_path / "disk")
@@ -491,6 +523,19 @@ def test_a_pair_that_a_person_renamed_is_known_by_its_new_name(open_library, tmp
         (tmp_path / "audio" / (name + suffix)).rename(tmp_path / "audio" / f"my song{suffix}")
     track = open_library().get("my song")
     assert (track.name, track.file) == ("my song", "my song.wav")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes as a name")
+@pytest.mark.parametrize("renamed", [b"caf\xe9", b"a\nb", "ж".encode() * 61, "a\u202eb".encode()])
+def test_a_pair_under_a_name_that_cannot_travel_is_left_alone(open_library, tmp_path, renamed):
+    lib = open_library()
+    good, bad = add(lib).name, add(lib).name
+    lib.close()
+    folder = os.fsencode(tmp_path / "audio") + b"/"
+    for suffix in (b".wav", b".json"):
+        Path(os.fsdecode(folder + bad.encode() + suffix)).rename(os.fsdecode(folder + renamed + suffix))
+    assert [track.name for track in open_library().page(TrackQuery())[0]] == [good]
+    assert Path(os.fsdecode(folder + renamed + b".json")).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04" + b"\0" * 100], ids=["empty", "text", "cut zip"])

@@ -221,6 +221,15 @@ def test_a_decoder_that_crashes_is_an_unreadable_file_and_nothing_more(tmp_path,
     assert not (tmp_path / "clean").exists()
 
 
+@pytest.mark.parametrize("said", [b"", b'{"held": {"sec', b"\xff\xfe noise", b"noise"])
+def test_a_decoder_that_talks_nonsense_is_an_unreadable_file(tmp_path, monkeypatch, said):
+    audio.encode(noise(1, 32_000), tmp_path / "upload", "wav")
+    talk = f"import sys; sys.stdout.buffer.write({said!r}); sys.stderr.buffer.write(bytes([255]) * 2**20)"
+    monkeypatch.setattr(intake, "child_command", lambda: [sys.executable, "-c", talk])
+    with pytest.raises(UnreadableAudio, match="crashes its decoder"):
+        intake.admit(tmp_path / "upload", tmp_path / "clean")
+
+
 def test_a_decoder_that_never_ends_is_stopped(tmp_path, monkeypatch):
     audio.encode(noise(1, 32_000), tmp_path / "upload", "wav")
     monkeypatch.setattr(intake, "child_command", lambda: [sys.executable, "-c", "import time; time.sleep(60)"])
