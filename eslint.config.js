@@ -6,11 +6,11 @@ const browser = Object.fromEntries(
    clearTimeout console crypto customElements devicePixelRatio document fetch getComputedStyle globalThis history
    localStorage location matchMedia navigator performance queueMicrotask requestAnimationFrame setInterval
    setTimeout structuredClone window Audio CustomEvent XMLHttpRequest OfflineAudioContext HTMLTextAreaElement
-   HTMLSelectElement HTMLButtonElement IntersectionObserver`
+   HTMLSelectElement HTMLButtonElement IntersectionObserver Worker sessionStorage`
     .split(/\s+/)
     .map((name) => [name, 'readonly']),
 );
-const node = { process: 'readonly', console: 'readonly', URL: 'readonly', structuredClone: 'readonly' };
+const node = { TextEncoder: 'readonly', Headers: 'readonly', Response: 'readonly', AbortController: 'readonly', process: 'readonly', console: 'readonly', URL: 'readonly', structuredClone: 'readonly' };
 
 const rules = {
   'no-undef': 'error',

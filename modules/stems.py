@@ -528,14 +528,9 @@ class Segment:
 
 
 def plan(frames: int, segment_frames: int, overlap: float) -> list[Segment]:
-    """Cut a song into segments as demucs' apply_model does, the last one centred in what the model sees.
-
-    A last segment that the one before it covers altogether is left out: it would cost as much as any other.
-    """
-    stride = int((1 - overlap) * segment_frames)
-    starts = [start for start in range(0, frames, stride) if start == 0 or start - stride + segment_frames < frames]
+    """Cut a song into segments as demucs' apply_model does, a short last one centred in what the model sees."""
     found = []
-    for start in starts:
+    for start in range(0, frames, int((1 - overlap) * segment_frames)):
         end = min(start + segment_frames, frames)
         found.append(Segment(start, end, start - (segment_frames - (end - start)) // 2))
     return found

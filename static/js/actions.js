@@ -172,9 +172,9 @@ export class Actions {
     return this.ask(body, { continuation: track.name });
   }
 
-  /** @param {{track: string} | {upload: string}} source @param {string} label @param {string} [stems] */
-  split(source, label, stems = 'all') {
-    return this.ask({ kind: 'split', ...source, stems }, { source: label });
+  /** @param {{track: string} | {upload: string}} source @param {string} label @param {string} [stems] @param {string} [separator] */
+  split(source, label, stems = 'all', separator = 'auto') {
+    return this.ask({ kind: 'split', ...source, stems, separator }, { source: label });
   }
 
   /** @param {Job} job @param {boolean} keep */

@@ -34,17 +34,18 @@ export function asError(problem) {
 
 /**
  * @param {string} path
- * @param {{method?: string, body?: unknown, signal?: AbortSignal}} [options]
+ * @param {{method?: string, body?: unknown, form?: FormData, signal?: AbortSignal}} [options]
  * @returns {Promise<any>} the envelope of success
  * @throws {ApiError}
  */
-async function call(path, { method = 'GET', body, signal } = {}) {
+async function call(path, { method = 'GET', body, form, signal } = {}) {
   /** @type {Response} */
   let answer;
   try {
     answer = await fetch(path, {
       method,
       ...(signal ? { signal } : {}),
+      ...(form ? { body: form } : {}),
       ...(body === undefined ? {} : { body: JSON.stringify(body), headers: { 'Content-Type': 'application/json' } }),
     });
   } catch (problem) {
@@ -125,6 +126,46 @@ export const removeAll = () => call('/api/tracks', { method: 'DELETE', body: { c
 /** @param {string} name @param {number} bins @param {AbortSignal} [signal] @returns {Promise<[number, number][]>} */
 export const peaks = async (name, bins, signal) =>
   (await call(`${trackPath(name)}/peaks?bins=${bins}`, signal ? { signal } : {})).peaks;
+
+/** @param {string} name @param {string} stem @param {number} bins @param {AbortSignal} signal @returns {Promise<[number, number][]>} */
+export const stemPeaks = async (name, stem, bins, signal) =>
+  (await call(`${trackPath(name)}/peaks?bins=${bins}&stem=${encoded(stem)}`, { signal })).peaks;
+
+/** @param {string} name @param {string} stem */
+export const stemUrl = (name, stem) => `${trackPath(name)}/stems/${encoded(stem)}`;
+
+/** @param {string} name @param {readonly string[]} only none is all */
+export const stemsZipUrl = (name, only) => `${trackPath(name)}/stems.zip${only.length > 0 ? `?only=${only.map(encoded).join()}` : ''}`;
+
+/** @param {string} name @param {string} stem */
+export const midiUrl = (name, stem) => `${stemUrl(name, stem)}/midi`;
+
+/**
+ * The notes of a stem; the first time the server has to listen to it.
+ * @param {string} name
+ * @param {string} stem
+ * @param {AbortSignal} signal
+ * @returns {Promise<{seconds: number, notes: [number, number, number, number][]}>}
+ */
+export const notes = async (name, stem, signal) => (await call(midiUrl(name, stem), { method: 'POST', signal })).notes;
+
+/** @returns {Promise<import('./contract.js').SeparatorInfo[]>} */
+export const separators = async () => (await call('/api/separators')).separators;
+
+/**
+ * Save a rendered mix as a track of its own.
+ * @param {string} name of the track whose stems were mixed
+ * @param {object} mix the contract's Mix
+ * @param {Blob} file
+ * @param {AbortSignal} signal
+ * @returns {Promise<Track>}
+ */
+export async function mixdown(name, mix, file, signal) {
+  const form = new FormData();
+  form.append('mix', JSON.stringify(mix));
+  form.append('file', file, `${name}.wav`);
+  return (await call(`${trackPath(name)}/mixdown`, { method: 'POST', form, signal })).track;
+}
 
 /**
  * @param {string} name

@@ -10,7 +10,7 @@
  * @property {import('./i18n.js').Words} words
  * @property {string} nonce
  * @property {Tell} tell
- * @property {EventTarget} commands keyboard commands that a view may take: 'solo' (detail: 1..9), 'mute', 'pick'
+ * @property {EventTarget} commands every keyboard command, before the page acts on it: 'solo' (detail: 1..9), 'seek' (detail: seconds) ...; a view that takes one prevents its default
  * @property {Dialogs} dialogs
  *
  * @typedef {(text: string, options?: {error?: boolean, action?: {label: string, press: () => void}}) => void} Tell

@@ -46,7 +46,7 @@
  * @property {AudioRef | null} audio_prompt
  * @property {Continuation | null} continuation
  *
- * @typedef {{kind: 'split', track?: string | null, upload?: string | null, stems: string}} SplitBody
+ * @typedef {{kind: 'split', track?: string | null, upload?: string | null, stems: string, separator?: string}} SplitBody
  * @typedef {GenerateBody | SplitBody} Body
  *
  * @typedef {object} Job
@@ -99,6 +99,16 @@
  * @property {boolean} locked
  * @property {boolean} has_tokens
  * @property {Record<string, string>} stems
+ *
+ * @typedef {object} SeparatorInfo
+ * @property {string} id
+ * @property {string} title
+ * @property {string[]} stems
+ * @property {string} licence
+ * @property {boolean} sketch
+ * @property {string} state
+ * @property {number} download_bytes
+ * @property {string[]} missing
  *
  * @typedef {object} ModelInfo
  * @property {string} id

@@ -18,6 +18,7 @@ import { mountCard } from './views/card.js';
 import { mountChat } from './views/chat.js';
 import { mountComposer } from './views/composer.js';
 import { mountDrop } from './views/drop.js';
+import { mixerView } from './views/mixer.js';
 import { mountSettings } from './views/settings.js';
 import { readFacts, styleNonce } from './contract.js';
 import { showLibrary } from './views/library.js';
@@ -123,8 +124,7 @@ function mountAll(app) {
     mountChat(place('scroll'), app),
     mountComposer(place('composer'), app),
     mountSettings(place('settings'), app),
-    // stems: a StemsView (see views/card.js) goes in place of null.
-    mountCard(place('card'), app, null),
+    mountCard(place('card'), app, mixerView),
     mountDrop(document, app),
     announce(place('announcer'), app),
   ];
@@ -232,6 +232,9 @@ function shortcuts(app) {
     // A focused control keeps its own keys.
     if (wanted.name === 'play' && target instanceof HTMLElement && target.closest('button, a, summary, label')) return;
     event.preventDefault();
+    // A view that sounds by itself, as the mixer does, may take what moves the sound.
+    const detail = wanted.name === 'seek' ? wanted.seconds : wanted.name === 'solo' ? wanted.stem : null;
+    if (!commands.dispatchEvent(new CustomEvent(wanted.name, { cancelable: true, detail }))) return;
     switch (wanted.name) {
       case 'play':
         if (player.sound) void player.toggle();
@@ -247,12 +250,6 @@ function shortcuts(app) {
         break;
       case 'help':
         dialogs.keys();
-        break;
-      case 'solo':
-        commands.dispatchEvent(new CustomEvent('solo', { detail: wanted.stem }));
-        break;
-      case 'mute':
-        commands.dispatchEvent(new CustomEvent('mute'));
         break;
     }
   });

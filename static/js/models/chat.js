@@ -165,7 +165,7 @@ function readBody(raw) {
   if (raw.kind === 'split') {
     const track = text(raw.track) || null;
     const upload = text(raw.upload) || null;
-    return track || upload ? { kind: 'split', track, upload, stems: text(raw.stems) || 'all' } : null;
+    return track || upload ? { kind: 'split', track, upload, stems: text(raw.stems) || 'all', separator: text(raw.separator) || 'auto' } : null;
   }
   if (raw.kind !== 'generate' || typeof raw.prompt !== 'string') return null;
   /** @type {Record<string, unknown>} */

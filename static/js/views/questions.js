@@ -165,19 +165,39 @@ export async function askSplit(app, track) {
   const { t } = words;
   const stems = (facts.parameters.find((parameter) => parameter.name === 'stems')?.choices ?? []).filter((value) => value !== 'none');
   const which = select(stems.map((value) => ({ value, label: t(`choice.stems.${value}`) })), 'all', () => {}, { id: 'split-stems' });
+  const way = await separatorChoice(app);
   const shown = open({
     title: t('split.title'),
     closeLabel: t('action.close'),
     body: [
       el('p', { class: 'hint', text: t('split.hint') }),
       el('div', { class: 'field' }, el('label', { text: t('param.stems'), attrs: { for: 'split-stems' } }), which),
+      way && el('div', { class: 'field' }, el('label', { text: t('split.separator'), attrs: { for: 'split-separator' } }), way),
     ],
     actions: [
       button({ label: t('action.cancel'), press: () => shown.dialog.close('') }),
       button({ label: t('action.split'), icon: 'split', kind: 'primary', press: () => shown.dialog.close('split') }),
     ],
   });
-  if ((await shown.closed) === 'split') await actions.split({ track: track.name }, track.file, which.value);
+  if ((await shown.closed) === 'split') await actions.split({ track: track.name }, track.file, which.value, way?.value);
+}
+
+/** The separators to choose from; null when there is no choice. @param {App} app */
+async function separatorChoice({ words, actions }) {
+  const { t } = words;
+  try {
+    const found = await api.separators();
+    if (found.length < 2) return null;
+    const label = (/** @type {import('../contract.js').SeparatorInfo} */ info) => {
+      if (info.state === 'downloadable') return t('split.fetch', { title: info.title, size: words.bytes(info.download_bytes) });
+      return info.state === 'ready' ? info.title : t('split.missing', { title: info.title });
+    };
+    const options = found.filter((info) => info.state !== 'broken').map((info) => ({ value: info.id, label: label(info) }));
+    return select([{ value: 'auto', label: t('split.auto') }, ...options], 'auto', () => {}, { id: 'split-separator' });
+  } catch (problem) {
+    actions.report(problem);
+    return null;
+  }
 }
 
 /**
