@@ -302,18 +302,26 @@ export class Actions {
     }
   }
 
-  /** A model that the catalogue does not have cannot be chosen: take the first that is ready. */
+  /** Until the chosen model is on this machine, the best that is here answers: the catalogue lists it first. */
   chooseModel() {
     const { models, values } = this.state;
-    if (models.length === 0 || models.some((model) => model.id === values.model)) return;
-    const first = models.find((model) => model.loaded) ?? models.find((model) => model.state === 'ready') ?? models[0];
-    if (first) this.store.dispatch({ type: 'values', values: { ...values, model: first.id } });
+    if (models.some((model) => model.id === values.model && model.state === 'ready')) return;
+    const here = models.find((model) => model.loaded) ?? models.find((model) => model.state === 'ready');
+    const first = here ?? (models.some((model) => model.id === values.model) ? undefined : models[0]);
+    if (first) this.choose(first.id);
+  }
+
+  /** @param {string} id */
+  choose(id) {
+    if (this.state.values.model !== id) this.store.dispatch({ type: 'values', values: { ...this.state.values, model: id } });
   }
 
   /** @param {string} id fetch what is missing and load it */
   async fetchModel(id) {
     try {
-      this.store.dispatch({ type: 'job', job: await api.loadModel(id, newId()) });
+      const clientId = newId();
+      this.asked.add(clientId);
+      this.store.dispatch({ type: 'job', job: await api.loadModel(id, clientId) });
     } catch (problem) {
       this.report(problem, () => void this.fetchModel(id));
     }

@@ -181,9 +181,13 @@ function follow(app) {
  * @param {App} app
  * @param {import('./contract.js').Job} job
  */
-async function finished({ actions, player, live }, job) {
+async function finished(app, job) {
+  const { actions, player, live } = app;
   void actions.health();
-  if (job.kind === 'load') void actions.refreshModels();
+  if (job.kind === 'load') {
+    await loaded(app, job);
+    return;
+  }
   const name = job.tracks[0] ?? job.track;
   if (!name || !actions.asked.has(job.client_id)) return;
   // Its sound may have become the track's already.
@@ -191,6 +195,23 @@ async function finished({ actions, player, live }, job) {
   // The card must not cover the chat of a small screen, nor take the place of another track that is being heard.
   if (!matchMedia(NARROW).matches && (heard || !player.playing)) await actions.open(name);
   live.settle(job);
+}
+
+/**
+ * A model that was fetched from here is the one that answers from now on.
+ * @param {App} app
+ * @param {import('./contract.js').Job} job
+ */
+async function loaded({ actions, store, words, tell }, job) {
+  await actions.refreshModels();
+  const model = store.state.models.find((item) => item.id === job.request.model);
+  if (!actions.asked.has(job.client_id) || !model) return;
+  if (job.status === 'done' && model.state === 'ready') {
+    if (store.state.values.model !== model.id) tell(words.t('models.nowAnswers', { name: model.title }));
+    actions.choose(model.id);
+  } else if (job.status === 'failed') {
+    actions.report(new api.ApiError(job.error ?? { code: 'internal', message: '' }, 0), () => void actions.fetchModel(model.id));
+  }
 }
 
 /** @param {App} app */

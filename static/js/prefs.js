@@ -38,8 +38,6 @@ export function restore(storage, parameters, languages) {
     presets: settings.readPresets(parameters, read(storage, KEYS.presets)),
     chat: readChat(read(storage, KEYS.chat)),
     prompt: typeof draft === 'string' ? draft : '',
-    /** Whether settings were ever kept: if not, the server's model choice stands. */
-    first: storage.getItem(KEYS.values) === null,
   };
 }
 

@@ -83,19 +83,19 @@ function row(model, app, progress) {
 function choices(model, chosen, { store, words, actions }) {
   const { t } = words;
   const offline = store.state.health?.offline ?? false;
-  const fetchable = model.state === 'downloadable' && !offline;
+  const fetchable = model.state !== 'ready' && model.download_bytes > 0 && !offline;
   return el(
     'div',
     { class: 'model-actions' },
     chosen
       ? el('span', { class: 'chosen-mark' }, icon('check'), el('span', { text: t('models.chosen') }))
-      : button({
-          label: t('models.choose'),
-          disabled: model.state === 'broken',
-          press: () => store.dispatch({ type: 'values', values: { ...store.state.values, model: model.id } }),
-          attrs: { 'data-focus': `choose-${model.id}`, 'aria-label': t('models.chooseThis', { name: model.title }) },
-        }),
-    fetchable ? button({ label: t('models.download', { size: words.bytes(model.download_bytes) }), icon: 'download', press: () => void actions.fetchModel(model.id), attrs: { 'data-focus': `fetch-${model.id}` } }) : null,
+      : model.state === 'ready' &&
+          button({
+            label: t('models.choose'),
+            press: () => actions.choose(model.id),
+            attrs: { 'data-focus': `choose-${model.id}`, 'aria-label': t('models.chooseThis', { name: model.title }) },
+          }),
+    fetchable ? button({ label: t('models.download', { size: words.bytes(model.download_bytes) }), icon: 'download', kind: 'primary', press: () => void actions.fetchModel(model.id), attrs: { 'data-focus': `fetch-${model.id}` } }) : null,
     model.state === 'ready' && !model.loaded && chosen ? button({ label: t('models.load'), press: () => void actions.fetchModel(model.id), attrs: { 'data-focus': `load-${model.id}` } }) : null,
     model.state === 'downloadable' && offline ? el('span', { class: 'hint', text: t('models.offline') }) : null,
   );

@@ -1,0 +1,86 @@
+"""The server goes away and comes back; a model is fetched; the page is older than the server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from modules import contract
+from tests.browser.conftest import Site, start
+from tests.fakes import FakeLoaded
+
+
+@pytest.mark.complains  # of the connection
+def test_a_lost_connection_is_said_quietly_and_everything_is_right_again_by_itself(page: Page, tmp_path: Path) -> None:
+    one, stop = start(tmp_path / "own")
+    page.goto(one.url)
+    page.fill("#prompt", "before")
+    page.keyboard.press("Enter")
+    expect(page.locator(".take .link")).to_have_count(1)
+    one.engine.step_s = 0.02
+    page.wait_for_timeout(520)
+    page.fill("#prompt", "cut off")
+    page.keyboard.press("Enter")
+    expect(page.locator("progress")).to_be_visible()
+    stop()
+    expect(page.locator("#banner")).to_contain_text("connection to the studio is lost")
+    page.fill("#prompt", "while away")
+    page.keyboard.press("Enter")
+    away = page.locator(".entry").nth(2)
+    expect(away.locator(".trouble")).to_contain_text("does not answer")
+    two, stop_two = start(tmp_path / "own", port=int(one.url.rpartition(":")[2]))
+    try:
+        expect(page.locator("#banner")).to_be_empty()
+        expect(page.locator(".entry").nth(1).locator(".trouble")).to_contain_text("Interrupted")
+        away.get_by_role("button", name="Retry").click()
+        expect(away.locator(".take .link")).to_have_count(1)
+        assert [job.request["prompt"] for job in two.studio.jobs()].count("while away") == 1
+    finally:
+        stop_two()
+
+
+def test_a_page_older_than_the_server_offers_to_reload(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    hello = site.studio.hello()
+    monkeypatch.setattr(site.studio, "hello", lambda: hello.model_copy(update={"protocol": contract.PROTOCOL + 1}))
+    page.reload()
+    expect(page.locator("#banner")).to_contain_text("The studio was updated")
+    expect(page.get_by_role("button", name="Reload the page")).to_be_visible()
+
+
+def test_a_model_is_fetched_with_its_progress_and_answers_when_it_is_here(
+    page: Page, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    known = site.manager.catalog._models
+    whole = site.manager.ensure
+
+    def ensure(model_id: str, progress: Callable[[Any, float, float, float | None], None]) -> FakeLoaded:
+        if model_id == "large":
+            progress("downloading", 2_000_000_000, 6_510_000_000, 50_000_000.0)
+            while not go_on.wait(0.05):
+                progress("downloading", 2_000_000_000, 6_510_000_000, 50_000_000.0)
+            known["large"] = known["large"].model_copy(update={"state": "ready", "download_bytes": 0})
+        return whole(model_id, progress)
+
+    monkeypatch.setattr(site.manager, "ensure", ensure)
+    expect(page.locator(".model-button")).to_contain_text("Sketch")
+    page.locator(".model-button").click()
+    row = page.locator("[data-model=large]")
+    expect(row).to_contain_text("CC-BY-NC 4.0")
+    expect(row).to_contain_text("Will be kept in the Hugging Face cache")
+    row.get_by_role("button", name="Download 6.5 GB").click()
+    expect(row).to_contain_text("2 GB of 6.5 GB")
+    expect(row).to_contain_text("50 MB/s")
+    row.get_by_role("button", name="Cancel").click()
+    expect(row.get_by_role("button", name="Download 6.5 GB")).to_be_visible()
+    row.get_by_role("button", name="Download 6.5 GB").click()
+    expect(row).to_contain_text("2 GB of 6.5 GB")
+    go_on.set()
+    expect(row.locator(".chosen-mark")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".model-button")).to_contain_text("Large")
