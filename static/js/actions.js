@@ -56,15 +56,17 @@ export class Actions {
   }
 
   /** Send what is in the composer. */
-  send() {
-    const { attachments } = this.state;
-    const body = this.draft();
+  async send() {
+    const { prompt, attachments } = this.state;
+    this.store.dispatch({ type: 'prompt', prompt: '' });
+    this.store.dispatch({ type: 'attach', attachments: { audioPrompt: null, base: null } });
+    // Typed before the page knew which models are here: the answer must come from one that is.
+    if (this.state.models.length === 0) await this.refreshModels();
+    const body = settings.request(prompt, this.state.values, attachments, this.model()?.melody ?? false);
     /** @type {Record<string, string>} */
     const labels = {};
     if (body.audio_prompt && attachments.audioPrompt) labels.audio_prompt = attachments.audioPrompt.label;
     if (body.continuation && attachments.base) labels.continuation = attachments.base.label;
-    this.store.dispatch({ type: 'prompt', prompt: '' });
-    this.store.dispatch({ type: 'attach', attachments: { audioPrompt: null, base: null } });
     return this.ask(body, labels);
   }
 

@@ -266,12 +266,3 @@ def test_no_style_or_script_is_inline(full: Site, chromium: Browser) -> None:
     assert " onclick=" not in source
     assert page.locator("script:not([src]):not([type='application/json'])").count() == 0
     context.close()
-
-
-def test_the_readme_picture_can_be_taken(chromium: Browser, full: Site, tmp_path: Path) -> None:
-    context, page = fresh(chromium, full)
-    fill(page)
-    picture = tmp_path / "page.png"
-    page.screenshot(path=picture)
-    assert picture.stat().st_size > 20_000
-    context.close()
