@@ -1,0 +1,228 @@
+"""The embedded model's codec: four codebooks of waveforms, one for each layer of the music.
+
+A code names a sound and how far into it we are (20 ms at a time), so decoding is a lookup, an envelope and an
+overlap-add: no network, exact in pieces, thousands of times faster than real time. Encoding looks for the sequence of
+codes whose spectra add up to the given sound's, layer by layer (coordinate descent, a Viterbi search in each layer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from audiocraft.models.encodec import CompressionModel
+from audiocraft.quantization.base import QuantizedResult
+from torch import Tensor
+
+SILENCE = 0
+_LONG, _SHORT = 4096, 1280  # analysis windows of the encoder, samples: pitch and time
+_BEGIN, _JUMP = 0.15, 0.6  # cost of starting a sound, of anything that is not a sound's course, as parts of a frame
+
+
+@dataclass(frozen=True)
+class _Dictionary:
+    """Spectra of every code: power [K, card, F] and the least gain that its decay allows [K, card]."""
+
+    power: Tensor
+    floor: Tensor
+
+
+class LayeredCodec(CompressionModel):  # type: ignore[misc]
+    """audiocraft's CompressionModel over waveform codebooks.
+
+    Args:
+        codebooks, cardinality: K tables of `cardinality` codes.
+        sample_rate_hz, frame_rate_hz: 32,000 and 50.
+        fade: samples by which a frame overlaps the next.
+        attack_frames: frames of a sound before its decay begins.
+
+    Buffers (the weights):
+        waves float16 [K, card, hop + fade]: each code's frame, already windowed for the overlap.
+        sound int16 [K, card]: which sound a code belongs to. onset bool [K, card]: it begins that sound.
+        following int16 [K, card]: the code that comes next while the sound lasts.
+        hold, fall float32 [K, card]: the level of a long sound falls to `hold`, by the factor `fall` a frame.
+    """
+
+    def __init__(
+        self, codebooks: int = 4, cardinality: int = 2048, sample_rate_hz: int = 32_000, frame_rate_hz: int = 50,
+        fade: int = 64, attack_frames: int = 3,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._shape = (codebooks, cardinality)
+        self._rate, self._frame_rate = sample_rate_hz, frame_rate_hz
+        self.hop, self.fade, self.attack_frames = sample_rate_hz // frame_rate_hz, fade, attack_frames
+        self.active = codebooks
+        self.waves: Tensor
+        self.sound: Tensor
+        self.onset: Tensor
+        self.following: Tensor
+        self.hold: Tensor
+        self.fall: Tensor
+        self.register_buffer("waves", torch.zeros(codebooks, cardinality, self.hop + fade, dtype=torch.float16))
+        self.register_buffer("sound", torch.zeros(self._shape, dtype=torch.int16))
+        self.register_buffer("onset", torch.zeros(self._shape, dtype=torch.bool))
+        self.register_buffer("following", torch.zeros(self._shape, dtype=torch.int16))
+        self.register_buffer("hold", torch.ones(self._shape))
+        self.register_buffer("fall", torch.ones(self._shape))
+        self._dictionary: _Dictionary | None = None
+
+    # audiocraft's interface ------------------------------------------------------------------------------------------
+
+    @property
+    def channels(self) -> int:
+        return 1
+
+    @property
+    def frame_rate(self) -> float:
+        return float(self._frame_rate)
+
+    @property
+    def sample_rate(self) -> int:
+        return self._rate
+
+    @property
+    def cardinality(self) -> int:
+        return self._shape[1]
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.active
+
+    @property
+    def total_codebooks(self) -> int:
+        return self._shape[0]
+
+    def set_num_codebooks(self, n: int) -> None:
+        """Decode the first n layers only: drums, bass, chords, lead."""
+        if not 0 < n <= self.total_codebooks:
+            raise ValueError(f"{n} codebooks; there are {self.total_codebooks}")
+        self.active = n
+
+    def forward(self, x: Tensor) -> QuantizedResult:
+        codes, _ = self.encode(x)
+        bits = self.num_codebooks * torch.log2(torch.tensor(float(self.cardinality))) * self.frame_rate / 1000
+        return QuantizedResult(self.decode(codes)[..., : x.shape[-1]], codes, bits.to(x))
+
+    def decode_latent(self, codes: Tensor) -> Tensor:
+        """The layers' frames, added up, before the overlap: float32 [B, hop + fade, T] for codes int64 [B, K, T]."""
+        batch, _, frames = codes.shape
+        total = torch.zeros(batch, frames, self.hop + self.fade, device=codes.device)
+        for k in range(min(codes.shape[1], self.active)):
+            level = self._level(codes[:, k], k)
+            total += self.waves[k].float()[codes[:, k]] * level[..., None]
+        return total.transpose(1, 2)
+
+    def decode(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Audio float32 [B, 1, T * hop] of codes int64 [B, K, T]; `scale` is not used."""
+        del scale
+        return self.overlap(self.decode_latent(codes))
+
+    def overlap(self, frames: Tensor) -> Tensor:
+        """Overlap-add of decode_latent's frames: [B, 1, T * hop]."""
+        body, tail = frames.split([self.hop, self.fade], 1)
+        late = F.pad(tail, (1, 0))[..., :-1]  # a frame's tail sounds over the next one's start
+        body = torch.cat([body[:, : self.fade] + late, body[:, self.fade :]], 1)
+        return body.transpose(1, 2).reshape(frames.shape[0], 1, -1).clamp(-1, 1)
+
+    def _level(self, codes: Tensor, k: int) -> Tensor:
+        """How loud each frame is by how long its sound has lasted: [B, T] for codes [B, T]."""
+        sound, onset = self.sound[k][codes], self.onset[k][codes]
+        begins = onset | F.pad(sound[:, 1:] != sound[:, :-1], (1, 0), value=True)
+        at = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+        age = at - torch.where(begins, at, 0).cummax(1).values
+        age = (age - self.attack_frames).clamp(min=0)
+        hold = self.hold[k][codes]
+        return hold + (1 - hold) * self.fall[k][codes] ** age
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> tuple[Tensor, None]:
+        """Codes int64 [B, K, T / hop] of audio float [B, C, T]; channels are mixed down.
+
+        Sound that the codebooks do not hold becomes the nearest that they do: a sketch of it.
+        """
+        mono = x.float().mean(1)
+        frames = -(-mono.shape[-1] // self.hop)
+        return torch.stack([self._encode_one(row, frames) for row in mono]), None
+
+    # the encoder -----------------------------------------------------------------------------------------------------
+
+    def _encode_one(self, mono: Tensor, frames: int) -> Tensor:
+        table = self._spectra()
+        mono = F.pad(mono, (0, frames * self.hop - mono.shape[-1] + _LONG))
+        at = torch.arange(frames, device=mono.device) * self.hop
+        spans = mono[at[:, None] + torch.arange(_LONG, device=mono.device)]
+        target = self._features(spans)
+        codes = torch.zeros(self.total_codebooks, frames, dtype=torch.long, device=mono.device)
+        parts = torch.zeros(self.total_codebooks, *target.shape, device=mono.device)
+        floor = 1e-3 * target.mean() + 1e-9
+        weight = 1 / (target + floor) ** 2
+        for sweep in range(3):
+            for k in (2, 1, 3, 0) if sweep == 0 else range(self.total_codebooks):
+                rest = target - (parts.sum(0) - parts[k])
+                power = table.power[k]
+                match, energy = (weight * rest) @ power.T, weight @ (power**2).T
+                gain = (match / (energy + 1e-12)).clamp(max=1.0).maximum(table.floor[k])
+                cost = gain * gain * energy - 2 * gain * match
+                codes[k] = self._path(cost, k, weight.shape[1])
+                parts[k] = gain.gather(1, codes[k][:, None]) * power[codes[k]]
+        return codes
+
+    def _path(self, cost: Tensor, k: int, features: int) -> Tensor:
+        """The cheapest course of codes [T] for costs [T, card]: a sound's own course is free, a new one is not."""
+        frames, card = cost.shape
+        leads_to = self.following[k].long()
+        starts = self.onset[k].clone()
+        starts[SILENCE] = True
+        enter = torch.where(starts, _BEGIN, _JUMP) * features
+        enter[SILENCE] = 0.2 * _BEGIN * features
+        best = cost[0] + enter
+        back = torch.zeros(frames, card, dtype=torch.long, device=cost.device)
+        for t in range(1, frames):
+            cheapest, where = best.min(0)
+            arrive = cheapest + enter
+            come_from = where.expand(card).clone()
+            carried = torch.full_like(best, torch.inf).scatter_reduce(0, leads_to, best, "amin")
+            stay = carried <= arrive
+            # of the codes that lead here, the one whose cost was carried
+            holder = torch.zeros(card, dtype=torch.long, device=cost.device)
+            same = best <= carried[leads_to]
+            holder[leads_to[same]] = torch.arange(card, device=cost.device)[same]
+            back[t] = torch.where(stay, holder, come_from)
+            best = torch.where(stay, carried, arrive) + cost[t]
+        path = torch.empty(frames, dtype=torch.long, device=cost.device)
+        path[-1] = best.argmin()
+        for t in range(frames - 1, 0, -1):
+            path[t - 1] = back[t, path[t]]
+        return path
+
+    def _features(self, spans: Tensor) -> Tensor:
+        """Band powers [N, F] of spans [N, _LONG] that begin with the frame in question."""
+        long = torch.fft.rfft(spans * torch.hann_window(_LONG, device=spans.device)).abs() ** 2 / _LONG
+        short = torch.fft.rfft(spans[:, :_SHORT] * torch.hann_window(_SHORT, device=spans.device)).abs() ** 2 / _SHORT
+        return torch.cat([long[:, 3:160], _bands(long, 160, 24), _bands(short, 2, 24)], 1)
+
+    def _spectra(self) -> _Dictionary:
+        if self._dictionary is None or self._dictionary.power.device != self.waves.device:
+            spans = torch.stack([self._course(k) for k in range(self.total_codebooks)])
+            power = torch.stack([self._features(s) for s in spans])
+            floor = torch.where(self.hold < 1, self.hold**2, 1.0).clamp(min=0.02)
+            self._dictionary = _Dictionary(power, floor)
+        return self._dictionary
+
+    def _course(self, k: int) -> Tensor:
+        """What follows each code while its sound lasts: [card, _LONG]."""
+        code = torch.arange(self.cardinality, device=self.waves.device)
+        out = torch.zeros(self.cardinality, _LONG + 2 * self.hop, device=self.waves.device)
+        waves = self.waves[k].float()
+        for frame in range(_LONG // self.hop + 1):
+            out[:, frame * self.hop : frame * self.hop + self.hop + self.fade] += waves[code]
+            code = self.following[k].long()[code]
+        return out[:, :_LONG]
+
+
+def _bands(power: Tensor, first: int, count: int) -> Tensor:
+    """Means of bins from `first` up in `count` bands of equal ratio."""
+    edges = torch.logspace(0, 1, count + 1, base=(power.shape[1] - 1) / first) * first
+    marks = edges.round().long().tolist()
+    return torch.stack([power[:, a : max(b, a + 1)].mean(1) for a, b in zip(marks[:-1], marks[1:], strict=True)], 1)

@@ -1,0 +1,237 @@
+"""Train the language model on scores composed on the fly; no audio is made.
+
+The codec's codes are a function of the score (training/codec/layout.py), so a batch costs milliseconds and no clip is
+ever seen twice. The loss is audiocraft's (cross-entropy on the delay pattern) computed without its copies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modules.musicgen import compat
+
+compat.prepare()
+from audiocraft.models.lm import LMModel  # noqa: E402
+
+from modules.musicgen.tiny.folder import build_lm  # noqa: E402
+from modules.musicgen.tiny.words import Understanding, understand  # noqa: E402
+from training.codec.layout import CARD, tokens  # noqa: E402
+from training.corpus.captions import caption  # noqa: E402
+from training.corpus.score import compose  # noqa: E402
+from training.muon import Muon  # noqa: E402
+
+log = logging.getLogger(__name__)
+EASY_SHARE = 0.3  # of the frames whose code merely follows from the one before, this many enter the loss
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """dim, layers: of the transformer. frames, batch: of a step. lr: of the hidden matrices (Muon) and tables (AdamW)."""
+
+    dim: int = 256
+    layers: int = 4
+    frames: int = 256
+    long_frames: int = 500
+    batch: int = 12
+    lr: float = 3e-3
+    table_lr: float = 3e-3
+    window_s: float = 10.0
+
+
+def lm_config(recipe: Recipe) -> dict[str, Any]:
+    """The model's `xp.cfg`, as audiocraft writes one."""
+    return {
+        "lm_model": "transformer_lm",
+        "transformer_lm": {
+            "dim": recipe.dim, "num_heads": recipe.dim // 64, "num_layers": recipe.layers, "hidden_scale": 4, "n_q": 4, "card": CARD,
+            "dropout": 0.0, "emb_lr": None, "activation": "gelu", "norm_first": True, "bias_ff": False, "bias_attn": False,
+            "bias_proj": False, "past_context": None, "causal": True, "custom": False, "memory_efficient": True,
+            "attention_as_float32": False, "positional_embedding": "sin", "xpos": False, "checkpointing": "none",
+            "weight_init": "gaussian", "depthwise_init": "current", "zero_bias_init": True, "norm": "layer_norm",
+            "cross_attention": True, "qk_layer_norm": False, "qk_layer_norm_cross": False, "attention_dropout": None, "kv_repeat": 1,
+        },
+        "codebooks_pattern": {"modeling": "delay", "delay": {"delays": [0, 1, 2, 3], "flatten_first": 0, "empty_initial": 0}},
+        "classifier_free_guidance": {"training_dropout": 0.1, "inference_coef": 3.0},
+        "attribute_dropout": {},
+        "fuser": {"cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": [], "prepend": [], "cross": ["description"], "input_interpolate": []},
+        "conditioners": {"description": {"model": "music_words", "music_words": {"dim": 128}}},
+        "dataset": {"segment_duration": recipe.window_s},
+        "sample_rate": 32000,
+        "channels": 1,
+    }  # fmt: skip
+
+
+def example(seed: int, frames: int) -> tuple[np.ndarray, Understanding]:
+    """A window of a piece and what its caption says: int16 [4, frames]. Half of the windows begin with the piece."""
+    rng = np.random.default_rng(seed + 1)
+    start = 0 if rng.random() < 0.5 else int(rng.integers(1, 600))
+    score = compose(seed, (start + frames) / 50 + 0.1)
+    codes = tokens(score)[:, start : start + frames]
+    return codes, understand(caption(score, rng) if rng.random() > 0.1 else None)
+
+
+def batches(seed: int, batch: int, frames: int) -> Iterator[tuple[Tensor, list[Understanding]]]:
+    while True:
+        rows = [example((seed * batch + i) * 7919 + 13, frames) for i in range(batch)]
+        yield torch.from_numpy(np.stack([r[0] for r in rows])).long(), [r[1] for r in rows]
+        seed += 1
+
+
+def losses(lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: float = 1.0) -> Tensor:
+    """Cross-entropy in nats for each codebook: [K]. The same as audiocraft's compute_predictions, on fewer frames.
+
+    Args:
+        codes: int64 [B, K, T].
+        easy_share: share of the frames kept whose code repeats or follows the one before; they are weighted up, so the
+            expectation does not change.
+    """
+    batch, books, frames = codes.shape
+    sequence = torch.full((batch, books, frames), lm.special_token_id, dtype=torch.long, device=codes.device)
+    for k in range(books):  # the delay pattern: step s shows codebook k of frame s - 1 - k
+        sequence[:, k, 1 + k :] = codes[:, k, : frames - 1 - k]
+    conditioner = lm.condition_provider.conditioners["description"]
+    condition = conditioner(conditioner.tokenize_read(read))
+    hidden = sum(lm.emb[k](sequence[:, k]) for k in range(books))
+    hidden, cross = lm.fuser(hidden, {"description": condition})
+    hidden = lm.out_norm(lm.transformer(hidden, cross_attention_src=cross))
+    out = []
+    for k in range(books):
+        target = codes[:, k, : frames - k]
+        if easy_share < 1:
+            before = F.pad(target, (1, 0), value=-5)[:, :-1]
+            easy = (target == before) | (target == before + 1)
+            keep = ~easy | (torch.rand(target.shape, device=codes.device) < easy_share)
+            weight = torch.where(easy, 1 / easy_share, 1.0)[keep]
+            each = F.cross_entropy(lm.linears[k](hidden[:, k:][keep]), target[keep], reduction="none")
+            out.append((each * weight).sum() / target.numel())
+        else:
+            out.append(F.cross_entropy(lm.linears[k](hidden[:, k:]).flatten(0, 1), target.flatten()))
+    return torch.stack(out)
+
+
+@dataclass
+class State:
+    """A training that can go on: the model, its average, the optimisers and how far it is."""
+
+    lm: LMModel
+    average: dict[str, Tensor]
+    optimisers: list[torch.optim.Optimizer]
+    step: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+
+
+def fresh(recipe: Recipe, device: str) -> State:
+    torch.manual_seed(0)
+    lm = build_lm(lm_config(recipe), device)
+    matrices = [p for name, p in lm.named_parameters() if p.ndim == 2 and "transformer.layers" in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in lm.parameters() if id(p) not in chosen]
+    muon = Muon(matrices, lr=recipe.lr, weight_decay=0.02)
+    adam = torch.optim.AdamW(rest, lr=recipe.table_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    return State(lm, {k: v.detach().clone() for k, v in lm.state_dict().items()}, [muon, adam])
+
+
+def save(state: State, recipe: Recipe, path: Path) -> None:
+    part = path.with_suffix(".part")
+    torch.save(
+        {
+            "recipe": asdict(recipe), "lm": state.lm.state_dict(), "average": state.average, "step": state.step, "frames": state.frames,
+            "seconds": state.seconds, "optimisers": [o.state_dict() for o in state.optimisers],
+        },
+        part,
+    )  # fmt: skip
+    part.replace(path)
+
+
+def resume(path: Path, device: str) -> tuple[State, Recipe]:
+    kept = torch.load(path, map_location=device, weights_only=True)
+    recipe = Recipe(**kept["recipe"])
+    state = fresh(recipe, device)
+    state.lm.load_state_dict(kept["lm"])
+    state.average = kept["average"]
+    for optimiser, saved in zip(state.optimisers, kept["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
+    state.step, state.frames, state.seconds = kept["step"], kept["frames"], kept["seconds"]
+    return state, recipe
+
+
+@torch.no_grad()
+def validate(lm: LMModel, clips: int = 48, frames: int = 400) -> dict[str, list[float]]:
+    """Held-out loss of each codebook with its own caption, with another clip's, and with none."""
+    lm.eval()
+    rows = [_held_out_example(i, frames) for i in range(clips)]
+    codes = torch.from_numpy(np.stack([r[0] for r in rows])).long().to(next(lm.parameters()).device)
+    read = [r[1] for r in rows]
+    result = {}
+    for name, captions in (("own", read), ("shuffled", read[5:] + read[:5]), ("none", [Understanding()] * clips)):
+        parts = [losses(lm, codes[i : i + 8], captions[i : i + 8]) for i in range(0, clips, 8)]
+        result[name] = [round(float(v), 4) for v in torch.stack(parts).mean(0)]
+    lm.train()
+    return result
+
+
+def _held_out_example(index: int, frames: int) -> tuple[np.ndarray, Understanding]:
+    score = compose(2_000_000_011 + index, frames / 50 + 0.1, training=False)
+    return tokens(score)[:, :frames], understand(caption(score, np.random.default_rng(index), full=True))
+
+
+def train(path: Path, minutes: float, device: str, recipe: Recipe, *, decay: bool = False, long: bool = False) -> State:
+    """Train for some minutes, from `path` where it exists, and keep a checkpoint there every two.
+
+    decay: bring the learning rate to zero over these minutes (the last stage).
+    long: windows of recipe.long_frames.
+    """
+    state, recipe = resume(path, device) if path.exists() else (fresh(recipe, device), recipe)
+    lm = state.lm.train()
+    log.info("parameters %.2f M, step %d", sum(p.numel() for p in lm.parameters()) / 1e6, state.step)
+    began, saved, running = time.monotonic(), time.monotonic(), None
+    frames = recipe.long_frames if long else recipe.frames
+    size = max(1, recipe.batch * recipe.frames // frames)
+    source = batches(state.step + 1, recipe.batch, frames) if size == recipe.batch else batches(state.step * 3 + 500_000, size, frames)
+    while (elapsed := time.monotonic() - began) < minutes * 60:
+        rate = min(1.0, (state.step + 1) / 60) * ((1 - elapsed / (minutes * 60)) if decay else 1.0)
+        for optimiser, lr in zip(state.optimisers, (recipe.lr, recipe.table_lr), strict=True):
+            optimiser.param_groups[0]["lr"] = lr * max(rate, 0.01)
+        codes, read = next(source)
+        each = losses(lm, codes.to(device), read, EASY_SHARE)
+        loss = each.mean()
+        for optimiser in state.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        for optimiser in state.optimisers:
+            optimiser.step()
+        state.step += 1
+        state.frames += codes.shape[0] * codes.shape[2]
+        keep = min(0.99, state.step / (state.step + 20))
+        for name, value in lm.state_dict().items():
+            state.average[name].lerp_(value, 1 - keep) if value.is_floating_point() else state.average[name].copy_(value)
+        running = each.detach() if running is None else running * 0.97 + each.detach() * 0.03
+        if not math.isfinite(float(loss)):
+            raise RuntimeError(f"the loss is {float(loss)} at step {state.step}")
+        if state.step % 20 == 0:
+            speed = state.step and (codes.shape[0] * codes.shape[2])
+            log.info("step %d %.0f s loss %.4f %s (%d frames a step)", state.step, elapsed, running.mean(), [round(float(v), 3) for v in running], speed)
+        if time.monotonic() - saved > 120:
+            state.seconds += time.monotonic() - saved
+            saved = time.monotonic()
+            save(state, recipe, path)
+    state.seconds += time.monotonic() - saved
+    save(state, recipe, path)
+    averaged = build_lm(lm_config(recipe), device)
+    averaged.load_state_dict(state.average)
+    log.info("held out: %s", json.dumps(validate(averaged, 24)))
+    return state

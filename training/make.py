@@ -1,0 +1,61 @@
+"""Make the embedded model, stage by stage; every stage resumes from its checkpoint.
+
+    python -m training.make --stage lm --minutes 30 --device cuda
+    python -m training.make --stage lm --minutes 10 --long --decay      the last minutes: long windows, rate to zero
+    python -m training.make --stage codec|export|classifier|evaluate|separator
+
+Checkpoints go to --work (default .cache/training), the finished model to --out (default models/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+log = logging.getLogger("training")
+STAGES = ("codec", "lm", "export", "classifier", "evaluate", "separator")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--work", type=Path, default=Path(".cache/training"))
+    parser.add_argument("--out", type=Path, default=Path("models"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=200, help="evaluate: held-out prompts")
+    parser.add_argument("--seconds", type=float, default=10.0, help="evaluate: length of a clip")
+    parser.add_argument("--long", action="store_true", help="lm: windows of the model's whole length")
+    parser.add_argument("--decay", action="store_true", help="lm: bring the learning rate to zero over these minutes")
+    parser.add_argument("--batch", type=int, default=0, help="lm: clips a step; a GPU likes 128")
+    parser.add_argument("--layers", type=int, default=0, help="lm: layers of a model begun now")
+    parser.add_argument("--dim", type=int, default=0, help="lm: width of a model begun now, a multiple of 64")
+    return parser.parse_args(argv)
+
+
+def _train_lm(args: argparse.Namespace) -> None:
+    from training import lm
+
+    asked = {name: getattr(args, name) for name in ("batch", "layers", "dim") if getattr(args, name)}
+    lm.train(args.work / "lm.pt", args.minutes, args.device, lm.Recipe(**asked), decay=args.decay, long=args.long)
+
+
+def main(argv: list[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args = parse(argv)
+    args.work.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    torch.set_num_threads(args.threads)
+    if args.stage == "lm":
+        _train_lm(args)
+    else:
+        from training import finish
+
+        finish.run(args)
+
+
+if __name__ == "__main__":
+    main()
