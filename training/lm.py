@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from modules.musicgen import compat
 
@@ -27,12 +27,14 @@ from audiocraft.models.lm import LMModel  # noqa: E402
 
 from modules.musicgen.tiny.folder import build_lm  # noqa: E402
 from modules.musicgen.tiny.words import Understanding, understand  # noqa: E402
+from training.codec.factors import factor_matrix  # noqa: E402
 from training.codec.layout import CARD, tokens  # noqa: E402
 from training.corpus.captions import caption  # noqa: E402
 from training.corpus.score import compose  # noqa: E402
 from training.muon import Muon  # noqa: E402
 
 log = logging.getLogger(__name__)
+AVERAGE_EVERY = 5
 EASY_SHARE = 0.3  # of the frames whose code merely follows from the one before, this many enter the loss
 
 
@@ -44,7 +46,7 @@ class Recipe:
     layers: int = 4
     frames: int = 256
     long_frames: int = 500
-    batch: int = 12
+    batch: int = 10
     lr: float = 3e-3
     table_lr: float = 3e-3
     window_s: float = 10.0
@@ -89,11 +91,46 @@ def batches(seed: int, batch: int, frames: int) -> Iterator[tuple[Tensor, list[U
         seed += 1
 
 
-def losses(lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: float = 1.0) -> Tensor:
+class Tables(nn.Module):
+    """The language model's embeddings and output layers as sums over what their codes have in common.
+
+    forward() multiplies them out: embeddings [K][card + 1, dim] and outputs [K][card, dim].
+    """
+
+    def __init__(self, dim: int, books: int = 4) -> None:
+        super().__init__()
+        self.books = books
+        for k in range(books):
+            matrix = torch.from_numpy(factor_matrix(k))
+            self.register_buffer(f"matrix_{k}", matrix, persistent=False)
+            # on a par with the positions that are added to them
+            self.register_parameter(f"input_{k}", nn.Parameter(torch.randn(matrix.shape[1], dim) * 0.25))
+            self.register_parameter(f"output_{k}", nn.Parameter(torch.randn(matrix.shape[1], dim) * 0.02))
+            self.register_parameter(f"input_rest_{k}", nn.Parameter(torch.zeros(CARD + 1, dim)))
+            self.register_parameter(f"output_rest_{k}", nn.Parameter(torch.zeros(CARD, dim)))
+
+    def forward(self) -> tuple[list[Tensor], list[Tensor]]:
+        embeddings, outputs = [], []
+        for k in range(self.books):
+            matrix = getattr(self, f"matrix_{k}")
+            embeddings.append(matrix @ getattr(self, f"input_{k}") + getattr(self, f"input_rest_{k}"))
+            outputs.append(matrix[:CARD] @ getattr(self, f"output_{k}") + getattr(self, f"output_rest_{k}"))
+        return embeddings, outputs
+
+    @torch.no_grad()
+    def write_to(self, lm: LMModel) -> None:
+        """Multiply out into the model's own tables."""
+        for k, (embedding, output) in enumerate(zip(*self(), strict=True)):
+            lm.emb[k].weight.copy_(embedding)
+            lm.linears[k].weight.copy_(output)
+
+
+def losses(lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: float = 1.0, tables: Tables | None = None) -> Tensor:
     """Cross-entropy in nats for each codebook: [K]. The same as audiocraft's compute_predictions, on fewer frames.
 
     Args:
         codes: int64 [B, K, T].
+        tables: in place of the model's own.
         easy_share: share of the frames kept whose code repeats or follows the one before; they are weighted up, so the
             expectation does not change.
     """
@@ -103,7 +140,8 @@ def losses(lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: fl
         sequence[:, k, 1 + k :] = codes[:, k, : frames - 1 - k]
     conditioner = lm.condition_provider.conditioners["description"]
     condition = conditioner(conditioner.tokenize_read(read))
-    hidden = sum(lm.emb[k](sequence[:, k]) for k in range(books))
+    embeddings, outputs = tables() if tables else ([e.weight for e in lm.emb], [o.weight for o in lm.linears])
+    hidden = sum(F.embedding(sequence[:, k], embeddings[k]) for k in range(books))
     hidden, cross = lm.fuser(hidden, {"description": condition})
     hidden = lm.out_norm(lm.transformer(hidden, cross_attention_src=cross))
     out = []
@@ -114,10 +152,10 @@ def losses(lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: fl
             easy = (target == before) | (target == before + 1)
             keep = ~easy | (torch.rand(target.shape, device=codes.device) < easy_share)
             weight = torch.where(easy, 1 / easy_share, 1.0)[keep]
-            each = F.cross_entropy(lm.linears[k](hidden[:, k:][keep]), target[keep], reduction="none")
+            each = F.cross_entropy(hidden[:, k:][keep] @ outputs[k].T, target[keep], reduction="none")
             out.append((each * weight).sum() / target.numel())
         else:
-            out.append(F.cross_entropy(lm.linears[k](hidden[:, k:]).flatten(0, 1), target.flatten()))
+            out.append(F.cross_entropy((hidden[:, k:] @ outputs[k].T).flatten(0, 1), target.flatten()))
     return torch.stack(out)
 
 
@@ -126,6 +164,7 @@ class State:
     """A training that can go on: the model, its average, the optimisers and how far it is."""
 
     lm: LMModel
+    tables: Tables
     average: dict[str, Tensor]
     optimisers: list[torch.optim.Optimizer]
     step: int = 0
@@ -136,19 +175,30 @@ class State:
 def fresh(recipe: Recipe, device: str) -> State:
     torch.manual_seed(0)
     lm = build_lm(lm_config(recipe), device)
-    matrices = [p for name, p in lm.named_parameters() if p.ndim == 2 and "transformer.layers" in name]
+    tables = Tables(recipe.dim).to(device)
+    tables.write_to(lm)
+    named = [(name, p) for name, p in lm.named_parameters() if not name.startswith(("emb.", "linears."))]
+    matrices = [p for name, p in named if p.ndim == 2 and "transformer.layers" in name]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in lm.parameters() if id(p) not in chosen]
+    rest = [p for _, p in named if id(p) not in chosen] + list(tables.parameters())
     muon = Muon(matrices, lr=recipe.lr, weight_decay=0.02)
-    adam = torch.optim.AdamW(rest, lr=recipe.table_lr, betas=(0.9, 0.98), weight_decay=0.0)
-    return State(lm, {k: v.detach().clone() for k, v in lm.state_dict().items()}, [muon, adam])
+    adam = torch.optim.AdamW(rest, lr=recipe.table_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return State(lm, tables, {k: v.detach().clone() for k, v in lm.state_dict().items()}, [muon, adam])
+
+
+def _average(state: State) -> None:
+    """Move the average towards the weights of now; over the last eighth of the steps, 25 at least."""
+    state.tables.write_to(state.lm)
+    share = AVERAGE_EVERY / max(25.0, state.step / 8)
+    for name, value in state.lm.state_dict().items():
+        state.average[name].lerp_(value, min(1.0, share))
 
 
 def save(state: State, recipe: Recipe, path: Path) -> None:
     part = path.with_suffix(".part")
     torch.save(
         {
-            "recipe": asdict(recipe), "lm": state.lm.state_dict(), "average": state.average, "step": state.step, "frames": state.frames,
+            "recipe": asdict(recipe), "lm": state.lm.state_dict(), "tables": state.tables.state_dict(), "average": state.average, "step": state.step, "frames": state.frames,
             "seconds": state.seconds, "optimisers": [o.state_dict() for o in state.optimisers],
         },
         part,
@@ -161,6 +211,7 @@ def resume(path: Path, device: str) -> tuple[State, Recipe]:
     recipe = Recipe(**kept["recipe"])
     state = fresh(recipe, device)
     state.lm.load_state_dict(kept["lm"])
+    state.tables.load_state_dict(kept["tables"])
     state.average = kept["average"]
     for optimiser, saved in zip(state.optimisers, kept["optimisers"], strict=True):
         optimiser.load_state_dict(saved)
@@ -206,25 +257,23 @@ def train(path: Path, minutes: float, device: str, recipe: Recipe, *, decay: boo
         for optimiser, lr in zip(state.optimisers, (recipe.lr, recipe.table_lr), strict=True):
             optimiser.param_groups[0]["lr"] = lr * max(rate, 0.01)
         codes, read = next(source)
-        each = losses(lm, codes.to(device), read, EASY_SHARE)
+        each = losses(lm, codes.to(device), read, EASY_SHARE, state.tables)
         loss = each.mean()
         for optimiser in state.optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([p for o in state.optimisers for g in o.param_groups for p in g["params"]], 1.0)
         for optimiser in state.optimisers:
             optimiser.step()
         state.step += 1
         state.frames += codes.shape[0] * codes.shape[2]
-        keep = min(0.99, state.step / (state.step + 20))
-        for name, value in lm.state_dict().items():
-            state.average[name].lerp_(value, 1 - keep) if value.is_floating_point() else state.average[name].copy_(value)
+        if state.step % AVERAGE_EVERY == 0:
+            _average(state)
         running = each.detach() if running is None else running * 0.97 + each.detach() * 0.03
-        if not math.isfinite(float(loss)):
+        if not math.isfinite(loss.item()):
             raise RuntimeError(f"the loss is {float(loss)} at step {state.step}")
         if state.step % 20 == 0:
-            speed = state.step and (codes.shape[0] * codes.shape[2])
-            log.info("step %d %.0f s loss %.4f %s (%d frames a step)", state.step, elapsed, running.mean(), [round(float(v), 3) for v in running], speed)
+            log.info("step %d %.0f s loss %.4f %s (%d frames a step)", state.step, elapsed, running.mean(), [round(float(v), 3) for v in running], codes.shape[0] * codes.shape[2])
         if time.monotonic() - saved > 120:
             state.seconds += time.monotonic() - saved
             saved = time.monotonic()

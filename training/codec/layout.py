@@ -76,7 +76,7 @@ def sounds() -> dict[str, dict[tuple[str, tuple[int, ...]], Sound]]:
     """Every pitched sound by layer and (preset, what a Note's pitches say)."""
     table: dict[str, dict[tuple[str, tuple[int, ...]], Sound]] = {}
     wanted = {
-        "bass": [(p, (m,), (m,), 20) for p in BASSES for m in range(BASS_LOW, BASS_LOW + 20)],
+        "bass": [(p, (m,), (m,), 34) for p in BASSES for m in range(BASS_LOW, BASS_LOW + 20)],
         "chords": [(p, (r, q), voicing(r, q), 8) for p in CHORD_PRESETS for r in range(12) for q in (0, 1)],
         "lead": [(p, (m,), (m,), 6) for p in LEAD_PRESETS for m in range(LEAD_LOW, LEAD_HIGH + 1)],
     }

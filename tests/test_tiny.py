@@ -1,0 +1,198 @@
+"""The embedded model as the program runs it: words, codec, language model, from the folder in the repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modules.musicgen.tiny import load_tiny, understand, unknown_words
+from modules.musicgen.tiny.words import ATTRIBUTES, MAX_CHARS
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "models" / "tiny"
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_package_and_its_words_load_no_torch() -> None:
+    code = "import sys; from modules.musicgen.tiny import understand; understand('techno'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "attributes", "bpm"),
+    [
+        ("dark techno with acid bass, 130 bpm", {"genre:techno", "mood:dark", "with:acid bass"}, 130),
+        ("drums only, techno", {"genre:techno", "only:drums", "solo"}, None),
+        ("solo piano", {"only:piano", "solo"}, None),
+        ("piano and flute only", {"only:piano", "only:flute"}, None),
+        ("calm piano in A minor, no drums or bass", {"mood:calm", "root:A", "mode:minor", "scale:C", "with:piano", "no:drums", "no:bass"}, None),
+        ("in a minor key", {"mode:minor"}, None),
+        ("House in Bb major at 124.5 BPM", {"genre:house", "root:A#", "mode:major", "scale:A#"}, 124.5),
+        ("drum'n'bass with reese bass", {"genre:drum and bass", "with:reese bass"}, None),
+        ("мрачное техно, 128 ударов в минуту, ля минор", {"genre:techno", "mood:dark", "root:A", "mode:minor", "scale:C"}, 128),
+        ("только барабаны, рок", {"genre:rock", "only:drums", "solo"}, None),
+        ("весёлая босса-нова с флейтой", {"genre:bossa nova", "mood:happy", "with:flute"}, None),
+        ("соло на фортепиано без барабанов", {"no:drums", "only:piano", "solo"}, None),
+        ("до-диез минор, темп 90", {"root:C#", "mode:minor", "scale:E"}, 90),
+        ("D dorian jazz", {"genre:jazz", "root:D", "mode:dorian", "scale:C"}, None),
+    ],
+)  # fmt: skip
+def test_a_prompt_is_read(prompt: str, attributes: set[str], bpm: float | None) -> None:
+    read = understand(prompt)
+    assert set(read.attributes) == attributes
+    assert read.tempo_bpm == bpm
+    assert read.unknown == ()
+
+
+def test_words_it_does_not_know_are_reported_once_and_in_order() -> None:
+    assert unknown_words("zorblax techno, frobnicated zorblax") == ("zorblax", "frobnicated")
+    assert unknown_words("鼓和贝斯") == ("鼓和贝斯",)
+
+
+@pytest.mark.parametrize("prompt", [None, "", "  \n", "\x00\u202e", "🥁🥁", "no no only solo", "128", "9999 bpm", "#" * 500])
+def test_odd_prompts_are_read_without_an_error(prompt: str | None) -> None:
+    read = understand(prompt)
+    assert set(read.attributes) <= set(ATTRIBUTES)
+
+
+def test_a_prompt_of_ten_thousand_words_is_read_to_its_limit() -> None:
+    assert "genre:techno" in understand("techno " + "music " * 10_000).attributes
+    assert understand("x " * MAX_CHARS + "techno").attributes == ()
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Any, Any]:
+    return load_tiny(FOLDER, "cpu")
+
+
+def generate(models: tuple[Any, Any], prompts: list[str | None], seconds: float, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int64 [N, K, T] and audio float32 [N, samples] by audiocraft's own loop."""
+    import torch
+    from audiocraft.modules.conditioners import ConditioningAttributes
+
+    lm, codec = models
+    torch.manual_seed(seed)
+    attributes = [ConditioningAttributes(text={"description": p}) for p in prompts]
+    with torch.no_grad():
+        codes = lm.generate(None, attributes, max_gen_len=int(seconds * codec.frame_rate), top_k=250, cfg_coef=3.0)
+        return codes.numpy(), codec.decode(codes)[:, 0].numpy()
+
+
+def test_the_folder_fits_the_budget_and_says_what_it_is() -> None:
+    assert sum(f.stat().st_size for f in FOLDER.iterdir()) < 40e6
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert all(word in card for word in ("Licence", "Data", "Limits"))
+
+
+def test_it_is_an_audiocraft_model_of_musicgens_shape(models: tuple[Any, Any]) -> None:
+    from audiocraft.models.encodec import CompressionModel
+    from audiocraft.models.lm import LMModel
+    from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
+
+    lm, codec = models
+    assert isinstance(lm, LMModel)
+    assert isinstance(codec, CompressionModel)
+    assert isinstance(lm.pattern_provider, DelayedPatternProvider)
+    assert (codec.frame_rate, codec.sample_rate, codec.channels) == (50, 32_000, 1)
+    assert (codec.num_codebooks, codec.cardinality) == (lm.n_q, lm.card) == (4, 2048)
+    assert lm.dim // lm.transformer.layers[0].self_attn.num_heads == 64
+    assert not lm.training
+    assert lm.cfg.dataset.segment_duration >= 5
+
+
+def test_five_seconds_are_heard_neither_silent_nor_clipped_and_the_same_again(models: tuple[Any, Any]) -> None:
+    prompts = ["techno with drums and synth bass, 125 bpm", "соло на фортепиано", "zorblax frobnicate", ""]
+    codes, audio = generate(models, list(prompts), 5)
+    assert audio.shape == (4, 160_000)
+    assert np.isfinite(audio).all()
+    for prompt, row, clip in zip(prompts, codes, audio, strict=True):
+        assert np.sqrt((clip**2).mean()) > 0.005, f"{prompt!r} is silent"
+        assert (np.abs(clip) > 0.999).mean() < 0.01, f"{prompt!r} is clipped"
+        assert len(np.unique(row)) > 20, f"{prompt!r} is stuck"
+    again, _ = generate(models, list(prompts), 5)
+    assert np.array_equal(codes, again)
+
+
+def test_no_prompt_and_one_of_ten_thousand_words_make_music_too(models: tuple[Any, Any]) -> None:
+    _, audio = generate(models, [None, "techno drums and bass " * 2500], 2)
+    assert (np.sqrt((audio**2).mean(1)) > 0.003).all()
+
+
+def test_drums_only_and_a_solo_piano_are_told_apart(models: tuple[Any, Any]) -> None:
+    codes, _ = generate(models, ["drums only, rock", "solo piano"], 4)
+    drums_other, piano_chords_lead = codes[0, 1:, 50:], codes[1, 2:, 50:]
+    assert (drums_other == 0).mean() > 0.8
+    assert (piano_chords_lead > 0).any(0).mean() > 0.5
+
+
+def test_another_prompt_gives_other_tokens(models: tuple[Any, Any]) -> None:
+    codes, _ = generate(models, ["solo flute", "drums only"], 2)
+    assert not np.array_equal(codes[0], codes[1])
+
+
+# --- the codec -------------------------------------------------------------------------------------------------------
+
+
+def test_decoding_in_pieces_gives_the_same_sound(models: tuple[Any, Any]) -> None:
+    import torch
+
+    _, codec = models
+    codes = torch.from_numpy(generate(models, ["house"], 3)[0])
+    whole = codec.decode(codes)
+    piece = codec.decode(codes[..., 50:])
+    # a sound already under way when the piece begins has its level from its beginning; two seconds later all agree
+    assert torch.allclose(whole[..., 140 * codec.hop :], piece[..., 90 * codec.hop :], atol=0.05)
+
+
+def test_what_it_decodes_it_encodes_again_to_nearly_the_same_sound(models: tuple[Any, Any]) -> None:
+    import torch
+
+    _, codec = models
+    codes = torch.from_numpy(generate(models, ["solo piano"], 3)[0])
+    sound = codec.decode(codes)
+    again = codec.decode(codec.encode(sound)[0])
+
+    def spectrum(x: torch.Tensor) -> torch.Tensor:
+        return torch.log(torch.stft(x[0, 0], 2048, 640, window=torch.hann_window(2048), return_complex=True).abs() + 1e-2)
+
+    distance = (spectrum(again) - spectrum(sound)).abs().mean()
+    silence = (spectrum(torch.zeros_like(sound)) - spectrum(sound)).abs().mean()
+    assert distance < 0.5 * silence
+
+
+def test_any_sound_can_be_encoded(models: tuple[Any, Any]) -> None:
+    import torch
+
+    _, codec = models
+    for sound in (torch.zeros(1, 1, 1000), torch.randn(2, 2, 16_001) * 0.3, torch.ones(1, 1, 640)):
+        codes, scale = codec.encode(sound)
+        assert codes.shape == (sound.shape[0], 4, -(-sound.shape[-1] // 640))
+        assert scale is None
+        assert 0 <= int(codes.min()) <= int(codes.max()) < codec.cardinality
+        assert torch.isfinite(codec.decode(codes)).all()
+
+
+def test_silence_is_encoded_as_silence(models: tuple[Any, Any]) -> None:
+    import torch
+
+    _, codec = models
+    assert float(codec.decode(codec.encode(torch.zeros(1, 1, 6400))[0]).abs().max()) < 1e-3
+
+
+def test_layers_can_be_heard_alone(models: tuple[Any, Any]) -> None:
+    _, codec = models
+    codec.set_num_codebooks(1)
+    assert codec.num_codebooks == 1
+    codec.set_num_codebooks(4)
+    with pytest.raises(ValueError, match="5 codebooks"):
+        codec.set_num_codebooks(5)
