@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ FOLDER = ROOT / "models" / "tiny"
 
 
 def test_the_package_and_its_words_load_no_torch() -> None:
-    code = "import sys; from modules.musicgen.tiny import understand; understand('techno'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from modules.musicgen.tiny import understand; understand('x'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60).returncode == 0
 
 
@@ -32,18 +33,26 @@ def test_the_package_and_its_words_load_no_torch() -> None:
         ("drums only, techno", {"genre:techno", "only:drums", "solo"}, None),
         ("solo piano", {"only:piano", "solo"}, None),
         ("piano and flute only", {"only:piano", "only:flute"}, None),
-        ("calm piano in A minor, no drums or bass", {"mood:calm", "root:A", "mode:minor", "scale:C", "with:piano", "no:drums", "no:bass"}, None),
+        (
+            "calm piano in A minor, no drums or bass",
+            {"mood:calm", "root:A", "mode:minor", "scale:C", "with:piano", "no:drums", "no:bass"},
+            None,
+        ),
         ("in a minor key", {"mode:minor"}, None),
         ("House in Bb major at 124.5 BPM", {"genre:house", "root:A#", "mode:major", "scale:A#"}, 124.5),
         ("drum'n'bass with reese bass", {"genre:drum and bass", "with:reese bass"}, None),
-        ("мрачное техно, 128 ударов в минуту, ля минор", {"genre:techno", "mood:dark", "root:A", "mode:minor", "scale:C"}, 128),
+        (
+            "мрачное техно, 128 ударов в минуту, ля минор",
+            {"genre:techno", "mood:dark", "root:A", "mode:minor", "scale:C"},
+            128,
+        ),
         ("только барабаны, рок", {"genre:rock", "only:drums", "solo"}, None),
         ("весёлая босса-нова с флейтой", {"genre:bossa nova", "mood:happy", "with:flute"}, None),
         ("соло на фортепиано без барабанов", {"no:drums", "only:piano", "solo"}, None),
         ("до-диез минор, темп 90", {"root:C#", "mode:minor", "scale:E"}, 90),
         ("D dorian jazz", {"genre:jazz", "root:D", "mode:dorian", "scale:C"}, None),
     ],
-)  # fmt: skip
+)
 def test_a_prompt_is_read(prompt: str, attributes: set[str], bpm: float | None) -> None:
     read = understand(prompt)
     assert set(read.attributes) == attributes
@@ -56,7 +65,9 @@ def test_words_it_does_not_know_are_reported_once_and_in_order() -> None:
     assert unknown_words("鼓和贝斯") == ("鼓和贝斯",)
 
 
-@pytest.mark.parametrize("prompt", [None, "", "  \n", "\x00\u202e", "🥁🥁", "no no only solo", "128", "9999 bpm", "#" * 500])
+@pytest.mark.parametrize(
+    "prompt", [None, "", "  \n", "\x00\u202e", "🥁🥁", "no no only solo", "128", "9999 bpm", "#" * 500]
+)
 def test_odd_prompts_are_read_without_an_error(prompt: str | None) -> None:
     read = understand(prompt)
     assert set(read.attributes) <= set(ATTRIBUTES)
@@ -71,11 +82,18 @@ def test_a_prompt_of_ten_thousand_words_is_read_to_its_limit() -> None:
 
 
 @pytest.fixture(scope="module")
-def models() -> tuple[Any, Any]:
-    return load_tiny(FOLDER, "cpu")
+def models() -> Iterator[tuple[Any, Any]]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model this small only waits for a second thread
+    yield load_tiny(FOLDER, "cpu")
+    torch.set_num_threads(threads)
 
 
-def generate(models: tuple[Any, Any], prompts: list[str | None], seconds: float, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def generate(
+    models: tuple[Any, Any], prompts: list[str | None], seconds: float, seed: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Codes int64 [N, K, T] and audio float32 [N, samples] by audiocraft's own loop."""
     import torch
     from audiocraft.modules.conditioners import ConditioningAttributes
@@ -100,8 +118,8 @@ def test_it_is_an_audiocraft_model_of_musicgens_shape(models: tuple[Any, Any]) -
     from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
 
     lm, codec = models
-    assert isinstance(lm, LMModel)
-    assert isinstance(codec, CompressionModel)
+    kinds = (isinstance(lm, LMModel), isinstance(codec, CompressionModel))
+    assert kinds == (True, True)
     assert isinstance(lm.pattern_provider, DelayedPatternProvider)
     assert (codec.frame_rate, codec.sample_rate, codec.channels) == (50, 32_000, 1)
     assert (codec.num_codebooks, codec.cardinality) == (lm.n_q, lm.card) == (4, 2048)
@@ -128,11 +146,14 @@ def test_no_prompt_and_one_of_ten_thousand_words_make_music_too(models: tuple[An
     assert (np.sqrt((audio**2).mean(1)) > 0.003).all()
 
 
-def test_drums_only_and_a_solo_piano_are_told_apart(models: tuple[Any, Any]) -> None:
-    codes, _ = generate(models, ["drums only, rock", "solo piano"], 4)
-    drums_other, piano_chords_lead = codes[0, 1:, 50:], codes[1, 2:, 50:]
-    assert (drums_other == 0).mean() > 0.8
-    assert (piano_chords_lead > 0).any(0).mean() > 0.5
+def test_drums_only_and_a_solo_flute_are_told_apart(models: tuple[Any, Any]) -> None:
+    codes, audio = generate(models, ["drums only, rock, 120 bpm", "solo flute, 100 bpm"], 4)
+    drums, flute = codes
+    assert (drums[1:] == 0).mean() > 0.9
+    assert (flute[1:3] == 0).mean() > 0.9
+    assert (flute[3] > 0).mean() > 0.5
+    brightness = [np.abs(np.diff(clip)).mean() / np.abs(clip).mean() for clip in audio]
+    assert brightness[0] > 1.5 * brightness[1]
 
 
 def test_another_prompt_gives_other_tokens(models: tuple[Any, Any]) -> None:
@@ -163,7 +184,9 @@ def test_what_it_decodes_it_encodes_again_to_nearly_the_same_sound(models: tuple
     again = codec.decode(codec.encode(sound)[0])
 
     def spectrum(x: torch.Tensor) -> torch.Tensor:
-        return torch.log(torch.stft(x[0, 0], 2048, 640, window=torch.hann_window(2048), return_complex=True).abs() + 1e-2)
+        return torch.log(
+            torch.stft(x[0, 0], 2048, 640, window=torch.hann_window(2048), return_complex=True).abs() + 1e-2
+        )
 
     distance = (spectrum(again) - spectrum(sound)).abs().mean()
     silence = (spectrum(torch.zeros_like(sound)) - spectrum(sound)).abs().mean()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.codec.build import build
 from training.codec.layout import tokens
@@ -56,7 +56,16 @@ def _split(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _network(inputs: int) -> nn.Module:
     outputs = len(GENRES) + len(PARTS) + len(SHAPES)
-    return nn.Sequential(nn.Dropout(0.15), nn.Linear(inputs, 256), nn.GELU(), nn.Dropout(0.3), nn.Linear(256, 256), nn.GELU(), nn.Dropout(0.3), nn.Linear(256, outputs))
+    return nn.Sequential(
+        nn.Dropout(0.15),
+        nn.Linear(inputs, 256),
+        nn.GELU(),
+        nn.Dropout(0.3),
+        nn.Linear(256, 256),
+        nn.GELU(),
+        nn.Dropout(0.3),
+        nn.Linear(256, outputs),
+    )
 
 
 def examples(seed: int, count: int, *, natural: float = 0.5) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -73,9 +82,23 @@ def examples(seed: int, count: int, *, natural: float = 0.5) -> tuple[Tensor, Te
                 clip = codec.decode(torch.from_numpy(tokens(score)).long()[None])[0, 0].numpy()[: int(SECONDS * 32_000)]
         playing = parts_of(score)
         hears = [p in playing for p in PARTS]
-        rows.append((describe(clip), list(GENRES).index(score.genre), hears, shape_of(score), score.shape in {"full", "no drums"}))
+        rows.append(
+            (
+                describe(clip),
+                list(GENRES).index(score.genre),
+                hears,
+                shape_of(score),
+                score.shape in {"full", "no drums"},
+            )
+        )
     x, genre, parts, shape, clear = zip(*rows, strict=True)
-    return torch.from_numpy(np.stack(x)), torch.tensor(genre), torch.tensor(parts).float(), torch.tensor(shape), torch.tensor(clear)
+    return (
+        torch.from_numpy(np.stack(x)),
+        torch.tensor(genre),
+        torch.tensor(parts).float(),
+        torch.tensor(shape),
+        torch.tensor(clear),
+    )
 
 
 def train(work: Path, count: int = 3000, minutes: float = 3.0) -> Judge:
@@ -99,8 +122,12 @@ def train(work: Path, count: int = 3000, minutes: float = 3.0) -> Judge:
         pick = torch.randint(len(x), (128,))
         noisy = x[pick] + 0.15 * torch.randn(128, x.shape[1])
         g, p, s = _split(net(noisy))
-        loss = (F.cross_entropy(g, genre[pick], reduction="none") * clear[pick]).mean()
-        loss = loss + 3 * F.binary_cross_entropy_with_logits(p, parts[pick]) + 0.5 * F.cross_entropy(s, shape[pick])
+        loss = (functional.cross_entropy(g, genre[pick], reduction="none") * clear[pick]).mean()
+        loss = (
+            loss
+            + 3 * functional.binary_cross_entropy_with_logits(p, parts[pick])
+            + 0.5 * functional.cross_entropy(s, shape[pick])
+        )
         optimiser.param_groups[0]["lr"] = 1e-3 * max(1e-3, 1 - max(share, steps / 6000))
         optimiser.zero_grad()
         loss.backward()

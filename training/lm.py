@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from modules.musicgen import compat
 
@@ -35,18 +35,18 @@ from training.muon import Muon  # noqa: E402
 
 log = logging.getLogger(__name__)
 AVERAGE_EVERY = 5
-EASY_SHARE = 0.3  # of the frames whose code merely follows from the one before, this many enter the loss
+EASY_SHARE = 0.25  # of the frames whose code merely follows, this many enter the loss
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """dim, layers: of the transformer. frames, batch: of a step. lr: of the hidden matrices (Muon) and tables (AdamW)."""
+    """dim, layers: of the transformer. frames, batch: of a step. lr: of the hidden matrices, table_lr: of the rest."""
 
-    dim: int = 256
+    dim: int = 192
     layers: int = 4
     frames: int = 256
     long_frames: int = 500
-    batch: int = 10
+    batch: int = 6
     lr: float = 3e-3
     table_lr: float = 3e-3
     window_s: float = 10.0
@@ -57,22 +57,56 @@ def lm_config(recipe: Recipe) -> dict[str, Any]:
     return {
         "lm_model": "transformer_lm",
         "transformer_lm": {
-            "dim": recipe.dim, "num_heads": recipe.dim // 64, "num_layers": recipe.layers, "hidden_scale": 4, "n_q": 4, "card": CARD,
-            "dropout": 0.0, "emb_lr": None, "activation": "gelu", "norm_first": True, "bias_ff": False, "bias_attn": False,
-            "bias_proj": False, "past_context": None, "causal": True, "custom": False, "memory_efficient": True,
-            "attention_as_float32": False, "positional_embedding": "sin", "xpos": False, "checkpointing": "none",
-            "weight_init": "gaussian", "depthwise_init": "current", "zero_bias_init": True, "norm": "layer_norm",
-            "cross_attention": True, "qk_layer_norm": False, "qk_layer_norm_cross": False, "attention_dropout": None, "kv_repeat": 1,
+            "dim": recipe.dim,
+            "num_heads": recipe.dim // 64,
+            "num_layers": recipe.layers,
+            "hidden_scale": 4,
+            "n_q": 4,
+            "card": CARD,
+            "dropout": 0.0,
+            "emb_lr": None,
+            "activation": "gelu",
+            "norm_first": True,
+            "bias_ff": False,
+            "bias_attn": False,
+            "bias_proj": False,
+            "past_context": None,
+            "causal": True,
+            "custom": False,
+            "memory_efficient": True,
+            "attention_as_float32": False,
+            "positional_embedding": "sin",
+            "xpos": False,
+            "checkpointing": "none",
+            "weight_init": "gaussian",
+            "depthwise_init": "current",
+            "zero_bias_init": True,
+            "norm": "layer_norm",
+            "cross_attention": True,
+            "qk_layer_norm": False,
+            "qk_layer_norm_cross": False,
+            "attention_dropout": None,
+            "kv_repeat": 1,
         },
-        "codebooks_pattern": {"modeling": "delay", "delay": {"delays": [0, 1, 2, 3], "flatten_first": 0, "empty_initial": 0}},
+        "codebooks_pattern": {
+            "modeling": "delay",
+            "delay": {"delays": [0, 1, 2, 3], "flatten_first": 0, "empty_initial": 0},
+        },
         "classifier_free_guidance": {"training_dropout": 0.1, "inference_coef": 3.0},
         "attribute_dropout": {},
-        "fuser": {"cross_attention_pos_emb": False, "cross_attention_pos_emb_scale": 1, "sum": [], "prepend": [], "cross": ["description"], "input_interpolate": []},
+        "fuser": {
+            "cross_attention_pos_emb": False,
+            "cross_attention_pos_emb_scale": 1,
+            "sum": [],
+            "prepend": [],
+            "cross": ["description"],
+            "input_interpolate": [],
+        },
         "conditioners": {"description": {"model": "music_words", "music_words": {"dim": 128}}},
         "dataset": {"segment_duration": recipe.window_s},
         "sample_rate": 32000,
         "channels": 1,
-    }  # fmt: skip
+    }
 
 
 def example(seed: int, frames: int) -> tuple[np.ndarray, Understanding]:
@@ -125,7 +159,9 @@ class Tables(nn.Module):
             lm.linears[k].weight.copy_(output)
 
 
-def losses(lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: float = 1.0, tables: Tables | None = None) -> Tensor:
+def losses(
+    lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: float = 1.0, tables: Tables | None = None
+) -> Tensor:
     """Cross-entropy in nats for each codebook: [K]. The same as audiocraft's compute_predictions, on fewer frames.
 
     Args:
@@ -141,21 +177,21 @@ def losses(lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: fl
     conditioner = lm.condition_provider.conditioners["description"]
     condition = conditioner(conditioner.tokenize_read(read))
     embeddings, outputs = tables() if tables else ([e.weight for e in lm.emb], [o.weight for o in lm.linears])
-    hidden = sum(F.embedding(sequence[:, k], embeddings[k]) for k in range(books))
+    hidden = sum(functional.embedding(sequence[:, k], embeddings[k]) for k in range(books))
     hidden, cross = lm.fuser(hidden, {"description": condition})
     hidden = lm.out_norm(lm.transformer(hidden, cross_attention_src=cross))
     out = []
     for k in range(books):
         target = codes[:, k, : frames - k]
         if easy_share < 1:
-            before = F.pad(target, (1, 0), value=-5)[:, :-1]
+            before = functional.pad(target, (1, 0), value=-5)[:, :-1]
             easy = (target == before) | (target == before + 1)
             keep = ~easy | (torch.rand(target.shape, device=codes.device) < easy_share)
             weight = torch.where(easy, 1 / easy_share, 1.0)[keep]
-            each = F.cross_entropy(hidden[:, k:][keep] @ outputs[k].T, target[keep], reduction="none")
+            each = functional.cross_entropy(hidden[:, k:][keep] @ outputs[k].T, target[keep], reduction="none")
             out.append((each * weight).sum() / target.numel())
         else:
-            out.append(F.cross_entropy((hidden[:, k:] @ outputs[k].T).flatten(0, 1), target.flatten()))
+            out.append(functional.cross_entropy((hidden[:, k:] @ outputs[k].T).flatten(0, 1), target.flatten()))
     return torch.stack(out)
 
 
@@ -198,11 +234,17 @@ def save(state: State, recipe: Recipe, path: Path) -> None:
     part = path.with_suffix(".part")
     torch.save(
         {
-            "recipe": asdict(recipe), "lm": state.lm.state_dict(), "tables": state.tables.state_dict(), "average": state.average, "step": state.step, "frames": state.frames,
-            "seconds": state.seconds, "optimisers": [o.state_dict() for o in state.optimisers],
+            "recipe": asdict(recipe),
+            "lm": state.lm.state_dict(),
+            "tables": state.tables.state_dict(),
+            "average": state.average,
+            "step": state.step,
+            "frames": state.frames,
+            "seconds": state.seconds,
+            "optimisers": [o.state_dict() for o in state.optimisers],
         },
         part,
-    )  # fmt: skip
+    )
     part.replace(path)
 
 
@@ -251,9 +293,13 @@ def train(path: Path, minutes: float, device: str, recipe: Recipe, *, decay: boo
     began, saved, running = time.monotonic(), time.monotonic(), None
     frames = recipe.long_frames if long else recipe.frames
     size = max(1, recipe.batch * recipe.frames // frames)
-    source = batches(state.step + 1, recipe.batch, frames) if size == recipe.batch else batches(state.step * 3 + 500_000, size, frames)
+    source = (
+        batches(state.step + 1, recipe.batch, frames)
+        if size == recipe.batch
+        else batches(state.step * 3 + 500_000, size, frames)
+    )
     while (elapsed := time.monotonic() - began) < minutes * 60:
-        rate = min(1.0, (state.step + 1) / 60) * ((1 - elapsed / (minutes * 60)) if decay else 1.0)
+        rate = min(1.0, (state.step + 1) / 20) * ((1 - elapsed / (minutes * 60)) if decay else 1.0)
         for optimiser, lr in zip(state.optimisers, (recipe.lr, recipe.table_lr), strict=True):
             optimiser.param_groups[0]["lr"] = lr * max(rate, 0.01)
         codes, read = next(source)
@@ -273,7 +319,14 @@ def train(path: Path, minutes: float, device: str, recipe: Recipe, *, decay: boo
         if not math.isfinite(loss.item()):
             raise RuntimeError(f"the loss is {float(loss)} at step {state.step}")
         if state.step % 20 == 0:
-            log.info("step %d %.0f s loss %.4f %s (%d frames a step)", state.step, elapsed, running.mean(), [round(float(v), 3) for v in running], codes.shape[0] * codes.shape[2])
+            log.info(
+                "step %d %.0f s loss %.4f %s (%d frames a step)",
+                state.step,
+                elapsed,
+                running.mean(),
+                [round(float(v), 3) for v in running],
+                codes.shape[0] * codes.shape[2],
+            )
         if time.monotonic() - saved > 120:
             state.seconds += time.monotonic() - saved
             saved = time.monotonic()

@@ -11,6 +11,7 @@ from training.corpus.instruments import SAMPLE_RATE_HZ, Audio
 HOP = 320  # 10 ms
 BANDS = 64
 _MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
+_SCALE = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1])
 _MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
 
 
@@ -70,23 +71,32 @@ def tempo_fits(clip: Audio, bpm: float, tolerance: float = 0.04) -> bool:
 
 
 def chroma(clip: Audio) -> np.ndarray:
-    """Energy of the twelve pitch classes, 55 Hz to 2 kHz: [12]."""
-    magnitude = spectrogram(clip, 8192, 2048)
-    hz = np.arange(magnitude.shape[1]) * SAMPLE_RATE_HZ / 8192
-    inside = (hz > 55) & (hz < 2000)
-    pitch = np.round(69 + 12 * np.log2(hz[inside] / 440)).astype(int) % 12
-    power = np.sqrt(magnitude[:, inside])
-    # peaks over their surroundings, so that drums weigh nothing
-    power = np.maximum(0, power - np.median(power, axis=1, keepdims=True) * 2)
-    return np.array([power[:, pitch == c].sum() for c in range(12)])
+    """Strength of the twelve pitch classes among the spectrum's peaks, 60 Hz to 1 kHz: [12]."""
+    size = 16_384
+    magnitude = spectrogram(clip, size, size // 4)
+    hz = np.arange(magnitude.shape[1]) * SAMPLE_RATE_HZ / size
+    inside = (hz > 60) & (hz < 1000)
+    midi = 69 + 12 * np.log2(hz[inside] / 440)
+    level = magnitude[:, inside]
+    peak = np.zeros(level.shape, bool)
+    peak[:, 1:-1] = (level[:, 1:-1] > level[:, :-2]) & (level[:, 1:-1] >= level[:, 2:])
+    # clear of the surroundings, so that drums weigh nothing, and near a note
+    peak &= (level > 2 * np.median(level, axis=1, keepdims=True)) & (np.abs(midi - np.round(midi)) < 0.35)
+    strength = np.where(peak, np.sqrt(level), 0).sum(0)
+    classes = np.round(midi).astype(int) % 12
+    return np.array([strength[classes == c].sum() for c in range(12)])
 
 
 def scale_of(clip: Audio) -> int:
-    """Pitch class of the major scale the clip is in (a minor key counts as its relative major)."""
+    """Pitch class of the major scale whose notes the clip has (a minor key counts as its relative major)."""
     energy = chroma(clip)
-    rated = [(np.corrcoef(np.roll(_MAJOR, k), energy)[0, 1], k) for k in range(12)]
-    rated += [(np.corrcoef(np.roll(_MINOR, k), energy)[0, 1], (k + 3) % 12) for k in range(12)]
-    return int(max(rated)[1])
+    energy = energy / (energy.sum() + 1e-9)
+
+    def fit(k: int) -> float:
+        likeness = max(np.corrcoef(np.roll(_MAJOR, k), energy)[0, 1], np.corrcoef(np.roll(_MINOR, k - 3), energy)[0, 1])
+        return float(np.roll(_SCALE, k) @ energy + 0.1 * likeness)
+
+    return max(range(12), key=fit) if energy.sum() > 0 else 0
 
 
 def describe(clip: Audio) -> np.ndarray:
@@ -94,9 +104,13 @@ def describe(clip: Audio) -> np.ndarray:
     mel = log_mel(clip)
     change = np.diff(mel, axis=0)
     parts = [
-        mel.mean(0), mel.std(0), np.percentile(mel, 90, axis=0), np.percentile(mel, 10, axis=0),
-        np.maximum(0, change).mean(0) * 10, np.minimum(0, change).mean(0) * 10,
-    ]  # fmt: skip
+        mel.mean(0),
+        mel.std(0),
+        np.percentile(mel, 90, axis=0),
+        np.percentile(mel, 10, axis=0),
+        np.maximum(0, change).mean(0) * 10,
+        np.minimum(0, change).mean(0) * 10,
+    ]
     for band in onsets(mel):
         parts.append(_autocorrelation(band, 130)[4:130:2] * 2)
         parts.append(np.array([band.mean(), band.std(), np.percentile(band, 95)]) * 5)

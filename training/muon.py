@@ -1,4 +1,7 @@
-"""Muon in float32: momentum, orthogonalised by a Newton-Schulz iteration. torch's own works in bfloat16, which CPUs crawl at."""
+"""Muon in float32: momentum, orthogonalised by a Newton-Schulz iteration.
+
+torch's own works in bfloat16, at which a CPU crawls.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ class Muon(torch.optim.Optimizer):
     A packed query-key-value matrix [3d, d] is treated as three.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -27,8 +27,13 @@ from training.corpus.score import LAYERS  # noqa: E402
 
 FADE = 64
 CONFIG = {
-    "codebooks": len(LAYERS), "cardinality": CARD, "sample_rate_hz": SAMPLE_RATE_HZ, "frame_rate_hz": FRAME_RATE_HZ, "fade": FADE, "attack_frames": ATTACK_FRAMES,
-}  # fmt: skip
+    "codebooks": len(LAYERS),
+    "cardinality": CARD,
+    "sample_rate_hz": SAMPLE_RATE_HZ,
+    "frame_rate_hz": FRAME_RATE_HZ,
+    "fade": FADE,
+    "attack_frames": ATTACK_FRAMES,
+}
 MIX = {"drums": 0.74, "bass": 0.25, "chords": 0.42, "lead": 0.38}  # level of the layers in a mix
 
 

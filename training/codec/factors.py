@@ -25,8 +25,14 @@ def _drum_rows() -> dict[int, list[Hashable]]:
         for age in range(MAX_TICK_FRAMES):
             starts = age == 0
             rows[1 + number * MAX_TICK_FRAMES + age] = [
-                ("kit", kit), ("what", what), ("age", age), ("starts", starts), ("kit", kit, starts), ("what", what, starts), ("both", kit, what),
-            ]  # fmt: skip
+                ("kit", kit),
+                ("what", what),
+                ("age", age),
+                ("starts", starts),
+                ("kit", kit, starts),
+                ("what", what, starts),
+                ("both", kit, what),
+            ]
     return rows
 
 
@@ -37,9 +43,16 @@ def _pitched_rows(layer: str) -> dict[int, list[Hashable]]:
         for age in range(frames):
             starts = age == 0
             rows[sound.first + age] = [
-                ("preset", preset), ("preset", preset, starts), ("key", *key), ("key", *key, starts), ("age", age), ("starts", starts),
-                ("place", "last" if age == frames - 1 else "first" if age == ATTACK_FRAMES else "other"), ("class", key[0] % 12), ("class", key[0] % 12, starts),
-            ]  # fmt: skip
+                ("preset", preset),
+                ("preset", preset, starts),
+                ("key", *key),
+                ("key", *key, starts),
+                ("age", age),
+                ("starts", starts),
+                ("place", "last" if age == frames - 1 else "first" if age == ATTACK_FRAMES else "other"),
+                ("class", key[0] % 12),
+                ("class", key[0] % 12, starts),
+            ]
             if layer == "chords":
                 rows[sound.first + age].append(("minor", key[1]))
     return rows

@@ -18,7 +18,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from training.corpus.instruments import ATTACK_FRAMES, BASSES, CHORD_PRESETS, FRAME_RATE_HZ, HITS, KITS, LEAD_PRESETS, MAX_TICK_FRAMES, hertz
+from training.corpus.instruments import (
+    ATTACK_FRAMES,
+    BASSES,
+    CHORD_PRESETS,
+    FRAME_RATE_HZ,
+    HITS,
+    KITS,
+    LEAD_PRESETS,
+    MAX_TICK_FRAMES,
+    hertz,
+)
 from training.corpus.score import BASS_LOW, LAYERS, LEAD_HIGH, LEAD_LOW, Note, Score
 
 CARD = 2048
@@ -75,13 +85,14 @@ def voicing(root: int, minor: int) -> tuple[int, ...]:
 def sounds() -> dict[str, dict[tuple[str, tuple[int, ...]], Sound]]:
     """Every pitched sound by layer and (preset, what a Note's pitches say)."""
     table: dict[str, dict[tuple[str, tuple[int, ...]], Sound]] = {}
-    wanted = {
+    wanted: dict[str, list[tuple[str, tuple[int, ...], tuple[int, ...], int]]] = {
         "bass": [(p, (m,), (m,), 34) for p in BASSES for m in range(BASS_LOW, BASS_LOW + 20)],
         "chords": [(p, (r, q), voicing(r, q), 8) for p in CHORD_PRESETS for r in range(12) for q in (0, 1)],
         "lead": [(p, (m,), (m,), 6) for p in LEAD_PRESETS for m in range(LEAD_LOW, LEAD_HIGH + 1)],
     }
     for layer, entries in wanted.items():
-        code, rows = 1, {}
+        code = 1
+        rows: dict[tuple[str, tuple[int, ...]], Sound] = {}
         for preset, key, midis, longest in entries:
             loop = best_loop(midis, longest)[1]
             rows[preset, key] = Sound(preset, midis, code, loop)

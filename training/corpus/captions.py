@@ -2,41 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from modules.musicgen.tiny.words import NOTE_NAMES
 from training.corpus.score import Score
 
 _GENRES_RU = {
-    "techno": "техно", "house": "хаус", "trance": "транс", "drum and bass": "драм-н-бейс", "lo-fi hip hop": "лоу-фай хип-хоп", "trap": "трэп",
-    "ambient": "эмбиент", "rock": "рок", "jazz": "джаз", "funk": "фанк", "reggae": "регги", "chiptune": "чиптюн", "classical": "классическая музыка",
-    "synthwave": "синтвейв", "bossa nova": "босса-нова", "disco": "диско",
-}  # fmt: skip
+    "techno": "техно",
+    "house": "хаус",
+    "trance": "транс",
+    "drum and bass": "драм-н-бейс",
+    "lo-fi hip hop": "лоу-фай хип-хоп",
+    "trap": "трэп",
+    "ambient": "эмбиент",
+    "rock": "рок",
+    "jazz": "джаз",
+    "funk": "фанк",
+    "reggae": "регги",
+    "chiptune": "чиптюн",
+    "classical": "классическая музыка",
+    "synthwave": "синтвейв",
+    "bossa nova": "босса-нова",
+    "disco": "диско",
+}
 _MOODS = {
-    "dark": ("dark", "gloomy", "brooding"), "energetic": ("energetic", "upbeat", "driving"), "calm": ("calm", "peaceful", "gentle"), "happy": ("happy", "cheerful", "sunny"),
-    "sad": ("sad", "melancholic"), "dreamy": ("dreamy", "ethereal", "atmospheric"), "relaxed": ("relaxed", "chill", "mellow"), "aggressive": ("aggressive", "heavy"),
-    "romantic": ("romantic", "tender", "emotional"), "groovy": ("groovy", "danceable"), "epic": ("epic", "heroic", "uplifting"), "nostalgic": ("nostalgic", "retro"),
-}  # fmt: skip
+    "dark": ("dark", "gloomy", "brooding"),
+    "energetic": ("energetic", "upbeat", "driving"),
+    "calm": ("calm", "peaceful", "gentle"),
+    "happy": ("happy", "cheerful", "sunny"),
+    "sad": ("sad", "melancholic"),
+    "dreamy": ("dreamy", "ethereal", "atmospheric"),
+    "relaxed": ("relaxed", "chill", "mellow"),
+    "aggressive": ("aggressive", "heavy"),
+    "romantic": ("romantic", "tender", "emotional"),
+    "groovy": ("groovy", "danceable"),
+    "epic": ("epic", "heroic", "uplifting"),
+    "nostalgic": ("nostalgic", "retro"),
+}
 _MOODS_RU = {
-    "dark": ("мрачный", "тёмная"), "energetic": ("энергичный", "бодрая"), "calm": ("спокойный", "тихая"), "happy": ("весёлый", "радостная"), "sad": ("грустный", "печальная"),
-    "dreamy": ("мечтательный", "атмосферная"), "relaxed": ("расслабленный", "плавная"), "aggressive": ("агрессивный", "тяжёлая"), "romantic": ("романтичный", "тёплая"),
-    "groovy": ("грувовый", "танцевальная"), "epic": ("эпичный", "героическая"), "nostalgic": ("ностальгический", "ретро"),
-}  # fmt: skip
+    "dark": ("мрачный", "тёмная"),
+    "energetic": ("энергичный", "бодрая"),
+    "calm": ("спокойный", "тихая"),
+    "happy": ("весёлый", "радостная"),
+    "sad": ("грустный", "печальная"),
+    "dreamy": ("мечтательный", "атмосферная"),
+    "relaxed": ("расслабленный", "плавная"),
+    "aggressive": ("агрессивный", "тяжёлая"),
+    "romantic": ("романтичный", "тёплая"),
+    "groovy": ("грувовый", "танцевальная"),
+    "epic": ("эпичный", "героическая"),
+    "nostalgic": ("ностальгический", "ретро"),
+}
 # nominative and instrumental ("with ...")
 _PARTS_RU = {
-    "sub bass": ("саб-бас", "саб-басом"), "synth bass": ("синт-бас", "синт-басом"), "acid bass": ("кислотный бас", "кислотным басом"), "upright bass": ("контрабас", "контрабасом"),
-    "bass guitar": ("бас-гитара", "бас-гитарой"), "reese bass": ("риз-бас", "риз-басом"), "8-bit bass": ("8-битный бас", "8-битным басом"), "piano": ("фортепиано", "фортепиано"),
-    "electric piano": ("электропиано", "электропиано"), "organ": ("орган", "органом"), "pad": ("пэд", "пэдом"), "strings": ("струнные", "струнными"),
-    "acoustic guitar": ("акустическая гитара", "акустической гитарой"), "distorted guitar": ("электрогитара", "электрогитарой"), "choir": ("хор", "хором"),
-    "accordion": ("аккордеон", "аккордеоном"), "brass": ("духовые", "духовыми"), "flute": ("флейта", "флейтой"), "synth lead": ("синтезатор", "синтезатором"),
-    "8-bit lead": ("8-битный лид", "8-битным лидом"), "bells": ("колокольчики", "колокольчиками"), "marimba": ("маримба", "маримбой"), "trumpet": ("труба", "трубой"),
-    "voice": ("вокал", "вокалом"), "saxophone": ("саксофон", "саксофоном"), "violin": ("скрипка", "скрипкой"),
-    "acoustic kit": ("акустические барабаны", "акустическими барабанами"), "drum machine": ("драм-машина", "драм-машиной"), "808 kit": ("808 барабаны", "808 барабанами"),
-    "lo-fi kit": ("пыльные барабаны", "пыльными барабанами"), "8-bit kit": ("8-битные барабаны", "8-битными барабанами"), "brush kit": ("щётки", "щётками"),
-    "drums": ("барабаны", "барабанами"), "bass": ("бас", "басом"),
-}  # fmt: skip
-_PARTS = {"pad": "synth pad", "acoustic kit": "acoustic drums", "808 kit": "808 drums", "lo-fi kit": "dusty drums", "8-bit kit": "8-bit drums", "brush kit": "brushes", "voice": "wordless vocals"}
+    "sub bass": ("саб-бас", "саб-басом"),
+    "synth bass": ("синт-бас", "синт-басом"),
+    "acid bass": ("кислотный бас", "кислотным басом"),
+    "upright bass": ("контрабас", "контрабасом"),
+    "bass guitar": ("бас-гитара", "бас-гитарой"),
+    "reese bass": ("риз-бас", "риз-басом"),
+    "8-bit bass": ("8-битный бас", "8-битным басом"),
+    "piano": ("фортепиано", "фортепиано"),
+    "electric piano": ("электропиано", "электропиано"),
+    "organ": ("орган", "органом"),
+    "pad": ("пэд", "пэдом"),
+    "strings": ("струнные", "струнными"),
+    "acoustic guitar": ("акустическая гитара", "акустической гитарой"),
+    "distorted guitar": ("электрогитара", "электрогитарой"),
+    "choir": ("хор", "хором"),
+    "accordion": ("аккордеон", "аккордеоном"),
+    "brass": ("духовые", "духовыми"),
+    "flute": ("флейта", "флейтой"),
+    "synth lead": ("синтезатор", "синтезатором"),
+    "8-bit lead": ("8-битный лид", "8-битным лидом"),
+    "bells": ("колокольчики", "колокольчиками"),
+    "marimba": ("маримба", "маримбой"),
+    "trumpet": ("труба", "трубой"),
+    "voice": ("вокал", "вокалом"),
+    "saxophone": ("саксофон", "саксофоном"),
+    "violin": ("скрипка", "скрипкой"),
+    "acoustic kit": ("акустические барабаны", "акустическими барабанами"),
+    "drum machine": ("драм-машина", "драм-машиной"),
+    "808 kit": ("808 барабаны", "808 барабанами"),
+    "lo-fi kit": ("пыльные барабаны", "пыльными барабанами"),
+    "8-bit kit": ("8-битные барабаны", "8-битными барабанами"),
+    "brush kit": ("щётки", "щётками"),
+    "drums": ("барабаны", "барабанами"),
+    "bass": ("бас", "басом"),
+}
+_PARTS = {
+    "pad": "synth pad",
+    "acoustic kit": "acoustic drums",
+    "808 kit": "808 drums",
+    "lo-fi kit": "dusty drums",
+    "8-bit kit": "8-bit drums",
+    "brush kit": "brushes",
+    "voice": "wordless vocals",
+}
 _ROOTS_RU = ("до", "до-диез", "ре", "ми-бемоль", "ми", "фа", "фа-диез", "соль", "соль-диез", "ля", "си-бемоль", "си")
+Say = Callable[[float], bool]  # whether to name a fact, given how often it is named
 _MODES_RU = {"major": "мажор", "minor": "минор", "dorian": "дорийский", "mixolydian": "миксолидийский"}
 
 
@@ -59,7 +125,10 @@ def caption(score: Score, rng: np.random.Generator, *, full: bool = False, langu
     language: "en" or "ru"; a coin decides when not given, and wording is drawn from `rng`.
     """
     russian = language == "ru" if language else rng.random() < 0.3
-    say = (lambda p: True) if full else (lambda p: rng.random() < p)  # noqa: E731
+
+    def say(probability: float) -> bool:
+        return full or rng.random() < probability
+
     parts = _said_parts(score, rng, say)
     names = [(_PARTS_RU[p][0] if russian else _PARTS.get(p, p)) for p in parts]
     rng.shuffle(names)
@@ -70,7 +139,11 @@ def caption(score: Score, rng: np.random.Generator, *, full: bool = False, langu
         pieces.append(_GENRES_RU[score.genre] if russian else score.genre)
     alone = score.shape in {"drums", "solo"}
     if names and alone:
-        order = _choose(rng, ["только {}", "соло: {}"]) if russian else _choose(rng, ["{} only", "solo {}", "only {}", "just {}"])
+        order = (
+            _choose(rng, ["только {}", "соло: {}"])
+            if russian
+            else _choose(rng, ["{} only", "solo {}", "only {}", "just {}"])
+        )
         pieces.append(order.format(names[0]))
     elif names:
         joined = (" и " if russian else " and ").join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
@@ -86,7 +159,7 @@ def caption(score: Score, rng: np.random.Generator, *, full: bool = False, langu
     return ", ".join([head, *pieces[2:]])
 
 
-def _said_parts(score: Score, rng: np.random.Generator, say) -> list[str]:  # noqa: ANN001
+def _said_parts(score: Score, rng: np.random.Generator, say: Say) -> list[str]:
     parts = []
     for part in parts_of(score):
         if not say(0.75) and score.shape not in {"drums", "solo"}:
@@ -96,13 +169,21 @@ def _said_parts(score: Score, rng: np.random.Generator, say) -> list[str]:  # no
     return parts
 
 
-def _numbers(score: Score, rng: np.random.Generator, say, *, russian: bool) -> list[str]:  # noqa: ANN001
+def _numbers(score: Score, rng: np.random.Generator, say: Say, *, russian: bool) -> list[str]:
     out = []
     if say(0.6):
         bpm = round(score.bpm + float(rng.uniform(-0.8, 0.8)))
-        out.append(_choose(rng, [f"{bpm} ударов в минуту", f"темп {bpm}"]) if russian else _choose(rng, [f"{bpm} bpm", f"tempo {bpm}", f"at {bpm} bpm"]))
+        out.append(
+            _choose(rng, [f"{bpm} ударов в минуту", f"темп {bpm}"])
+            if russian
+            else _choose(rng, [f"{bpm} bpm", f"tempo {bpm}", f"at {bpm} bpm"])
+        )
     elif (speed := _speed(score)) and say(0.6):
-        out.append({"slow": "медленно", "fast": "быстро", "medium": "умеренный темп"}[speed] if russian else {"slow": "slow", "fast": "fast", "medium": "mid-tempo"}[speed])
+        out.append(
+            {"slow": "медленно", "fast": "быстро", "medium": "умеренный темп"}[speed]
+            if russian
+            else {"slow": "slow", "fast": "fast", "medium": "mid-tempo"}[speed]
+        )
     if score.shape != "drums" and say(0.6):
         if russian:
             out.append(f"{_ROOTS_RU[score.root]} {_MODES_RU[score.mode]}")

@@ -30,7 +30,7 @@ class Preset:
     attack_s: time to full level. fall_s: time constant of the bright part.
     hold, decay_s: the level falls towards `hold` with this time constant (hold 1: sustained).
     partials: frequency ratios where they are not the harmonic series.
-    noise: level of the attack's noise, noise_hz: its band. breath: steady noise. tremolo: depth of the loop's own swell.
+    noise: level of the attack's noise, noise_hz: its band. breath: steady noise. tremolo: depth of the swell.
     """
 
     body: Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -76,12 +76,16 @@ PRESETS: dict[str, Preset] = {
     "reese bass": Preset(_power(0.8), 0.36, cutoff_hz=900, tremolo=0.5, attack_s=0.01),
     "8-bit bass": Preset(_square, 0.42),
     # chords and leads
-    "piano": Preset(_power(1.4), 0.42, bright=0.9, hold=0.06, decay_s=0.55, cutoff_hz=4500, noise=0.05, noise_hz=(200, 1200)),
+    "piano": Preset(
+        _power(1.4), 0.42, bright=0.9, hold=0.06, decay_s=0.55, cutoff_hz=4500, noise=0.05, noise_hz=(200, 1200)
+    ),
     "electric piano": Preset(_fixed(1, 0.28, 0.06, 0.02), 0.45, bright=0.5, hold=0.15, decay_s=0.7, tremolo=0.12),
     "organ": Preset(_fixed(1, 0.7, 0.5, 0.4, 0.05, 0.25, 0.02, 0.2), 0.28, attack_s=0.008, tremolo=0.18, noise=0.03),
     "pad": Preset(_power(1.15), 0.3, attack_s=0.05, cutoff_hz=1400, tremolo=0.1, hold=1.0),
     "strings": Preset(_power(0.95), 0.26, attack_s=0.045, cutoff_hz=4200, tremolo=0.12, breath=0.02),
-    "acoustic guitar": Preset(_power(1.1), 0.42, bright=1.4, hold=0.08, decay_s=0.32, cutoff_hz=3800, noise=0.06, noise_hz=(1500, 5000)),
+    "acoustic guitar": Preset(
+        _power(1.1), 0.42, bright=1.4, hold=0.08, decay_s=0.32, cutoff_hz=3800, noise=0.06, noise_hz=(1500, 5000)
+    ),
     "distorted guitar": Preset(_power(0.55), 0.17, cutoff_hz=3200, noise=0.05, formants=((1500, 900),), breath=0.03),
     "choir": Preset(_power(0.9), 0.3, attack_s=0.05, formants=((650, 130), (1080, 150), (2650, 250)), breath=0.03),
     "accordion": Preset(_fixed(1, 0.9, 0.75, 0.5, 0.5, 0.35, 0.3, 0.2, 0.2, 0.1), 0.28, attack_s=0.025, tremolo=0.25),
@@ -89,16 +93,67 @@ PRESETS: dict[str, Preset] = {
     "flute": Preset(_fixed(1, 0.25, 0.06, 0.02), 0.42, attack_s=0.035, breath=0.05, noise=0.05, noise_hz=(800, 5000)),
     "synth lead": Preset(_saw, 0.3, bright=0.4, cutoff_hz=5000, hold=0.8, decay_s=0.4),
     "8-bit lead": Preset(_square, 0.27, hold=0.75, decay_s=0.3),
-    "bells": Preset(lambda h: np.array([1.0, 0.7, 0.45, 0.3])[: len(h)], 0.4, bright=0.6, hold=0.02, decay_s=0.8, partials=(1, 2.76, 5.4, 8.9)),
-    "marimba": Preset(lambda h: np.array([1.0, 0.25, 0.06])[: len(h)], 0.65, bright=1.0, hold=0.0, decay_s=0.14, partials=(1, 3.93, 9.2), noise=0.1),
+    "bells": Preset(
+        lambda h: np.array([1.0, 0.7, 0.45, 0.3])[: len(h)],
+        0.4,
+        bright=0.6,
+        hold=0.02,
+        decay_s=0.8,
+        partials=(1, 2.76, 5.4, 8.9),
+    ),
+    "marimba": Preset(
+        lambda h: np.array([1.0, 0.25, 0.06])[: len(h)],
+        0.65,
+        bright=1.0,
+        hold=0.0,
+        decay_s=0.14,
+        partials=(1, 3.93, 9.2),
+        noise=0.1,
+    ),
     "trumpet": Preset(_fixed(0.6, 0.9, 1, 0.8, 0.6, 0.45, 0.3, 0.2, 0.12, 0.08), 0.2, bright=-0.4, attack_s=0.025),
-    "voice": Preset(_power(0.7), 0.34, attack_s=0.045, formants=((800, 110), (1250, 130), (2800, 250)), tremolo=0.1, breath=0.02),
-    "saxophone": Preset(_power(0.6), 0.25, attack_s=0.02, cutoff_hz=3000, formants=((550, 300), (1600, 500)), breath=0.05, noise=0.06),
-    "violin": Preset(_power(0.85), 0.24, attack_s=0.03, cutoff_hz=5500, formants=((1100, 500), (2900, 900)), tremolo=0.15, breath=0.03),
+    "voice": Preset(
+        _power(0.7), 0.34, attack_s=0.045, formants=((800, 110), (1250, 130), (2800, 250)), tremolo=0.1, breath=0.02
+    ),
+    "saxophone": Preset(
+        _power(0.6), 0.25, attack_s=0.02, cutoff_hz=3000, formants=((550, 300), (1600, 500)), breath=0.05, noise=0.06
+    ),
+    "violin": Preset(
+        _power(0.85),
+        0.24,
+        attack_s=0.03,
+        cutoff_hz=5500,
+        formants=((1100, 500), (2900, 900)),
+        tremolo=0.15,
+        breath=0.03,
+    ),
 }
 BASSES = tuple(PRESETS)[:7]
-CHORD_PRESETS = ("piano", "electric piano", "organ", "pad", "strings", "acoustic guitar", "distorted guitar", "choir", "accordion", "brass")
-LEAD_PRESETS = ("piano", "flute", "synth lead", "8-bit lead", "bells", "marimba", "acoustic guitar", "trumpet", "voice", "saxophone", "violin", "distorted guitar")
+CHORD_PRESETS = (
+    "piano",
+    "electric piano",
+    "organ",
+    "pad",
+    "strings",
+    "acoustic guitar",
+    "distorted guitar",
+    "choir",
+    "accordion",
+    "brass",
+)
+LEAD_PRESETS = (
+    "piano",
+    "flute",
+    "synth lead",
+    "8-bit lead",
+    "bells",
+    "marimba",
+    "acoustic guitar",
+    "trumpet",
+    "voice",
+    "saxophone",
+    "violin",
+    "distorted guitar",
+)
 VOCAL_PRESETS = frozenset({"voice", "choir"})
 
 KITS = ("acoustic kit", "drum machine", "808 kit", "lo-fi kit", "8-bit kit", "brush kit")
@@ -159,7 +214,11 @@ def note(preset_name: str, midis: Sequence[float], frames: int, loop_frames: int
     for midi in midis:
         f0 = hertz(midi)
         f0 = round(f0 / grid) * grid if grid else f0
-        ranks = np.arange(1, len(preset.partials) + 1) if preset.partials else np.arange(1, max(2, min(24, int(14_000 / f0)) + 1))
+        ranks = (
+            np.arange(1, len(preset.partials) + 1)
+            if preset.partials
+            else np.arange(1, max(2, min(24, int(14_000 / f0)) + 1))
+        )
         ratios = np.array(preset.partials) if preset.partials else ranks.astype(float)
         hz = ratios * f0
         hz = np.maximum(1, np.round(hz / grid)) * grid if grid else hz
@@ -180,7 +239,7 @@ def note(preset_name: str, midis: Sequence[float], frames: int, loop_frames: int
     if preset.noise:
         low, high = preset.noise_hz
         burst = _band_noise(HOP * ATTACK_FRAMES * 4, low, high, 11)[: HOP * ATTACK_FRAMES]
-        out[: len(burst)] += (preset.noise * 4 * burst * fading[: len(burst)])[: total]
+        out[: len(burst)] += (preset.noise * 4 * burst * fading[: len(burst)])[:total]
     out *= preset.gain * np.minimum(1.0, t / preset.attack_s)
     if not loop_frames:
         out *= envelope(preset, np.maximum(0.0, t - attack_end))
@@ -228,12 +287,16 @@ def _drum_sound(kit: str, what: str, samples: int) -> NDArray[np.float64]:
     elif what == "t":
         y = 0.8 * np.sin(2 * np.pi * (105 * t + 70 * (1 - np.exp(-t * 16)) / 16)) * np.exp(-t * 10)
     elif kit == "brush kit":  # "r": a ride cymbal
-        y = 0.07 * _band_noise(samples, 4000, 13_000, seed) * np.exp(-t * 9) + 0.05 * np.sin(2 * np.pi * 3180 * t) * np.exp(-t * 14)
+        y = 0.07 * _band_noise(samples, 4000, 13_000, seed) * np.exp(-t * 9) + 0.05 * np.sin(
+            2 * np.pi * 3180 * t
+        ) * np.exp(-t * 14)
     elif kit in {"drum machine", "808 kit"}:  # a clap
         strokes = sum(np.exp(-np.maximum(0, t - d) * 90) * (t >= d) for d in (0.0, 0.011, 0.022))
         y = 0.2 * _band_noise(samples, 900, 4500, seed) * (0.6 * strokes + 0.5 * np.exp(-t * 22) * (t > 0.03))
     else:  # a rim
-        y = 0.35 * _band_noise(samples, 1500, 5000, seed) * np.exp(-t * 110) + 0.3 * np.sin(2 * np.pi * 820 * t) * np.exp(-t * 70)
+        y = 0.35 * _band_noise(samples, 1500, 5000, seed) * np.exp(-t * 110) + 0.3 * np.sin(
+            2 * np.pi * 820 * t
+        ) * np.exp(-t * 70)
     if kit == "8-bit kit":
         y = np.round(y * 10) / 10 * np.exp(-t * 6)
     return np.asarray(np.tanh(drive * y) / drive * level)
@@ -241,7 +304,7 @@ def _drum_sound(kit: str, what: str, samples: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=256)
 def drum_hit(kit: str, hits: str, frames: int = MAX_TICK_FRAMES) -> Audio:
-    """Everything that starts at one tick, as one sound. float32 [(frames + 1) * HOP]; the extra frame is the release."""
+    """Everything that starts at one tick, as one sound: float32 [(frames + 1) * HOP], the last frame its release."""
     total = (frames + 1) * HOP
     y = np.zeros(total)
     for what in hits:

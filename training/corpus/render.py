@@ -70,7 +70,7 @@ def render(score: Score, seconds: float, seed: int = 0, *, effects: bool = True)
             continue
         mono = layer_audio(score, layer, samples)
         pan = _PANS[layer] * float(rng.uniform(0, 1.5)) if effects else 0.0
-        stereo = np.stack([mono * np.sqrt((1 - pan)), mono * np.sqrt((1 + pan))])
+        stereo = np.stack([mono * np.sqrt(1 - pan), mono * np.sqrt(1 + pan)])
         if effects and layer != "bass":
             room = fftconvolve(stereo, _room(int(rng.integers(8))), axes=1)[:, :samples]
             stereo = stereo + wet * room

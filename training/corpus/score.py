@@ -19,7 +19,21 @@ QUARTER_FRAMES = (17, 50)  # 176.5 to 60 bpm
 STEPS = 16  # in a bar
 BASS_LOW, LEAD_LOW, LEAD_HIGH = 28, 60, 83
 LAYERS = ("drums", "bass", "chords", "lead")
-_COMBINED = {"hk": "kh", "ko": "ko", "hs": "sh", "os": "sh", "ks": "s", "hks": "sh", "kr": "kr", "hkr": "kr", "hr": "r", "or": "r", "ckh": "kc", "ck": "kc", "cko": "kc"}
+_COMBINED = {
+    "hk": "kh",
+    "ko": "ko",
+    "hs": "sh",
+    "os": "sh",
+    "ks": "s",
+    "hks": "sh",
+    "kr": "kr",
+    "hkr": "kr",
+    "hr": "r",
+    "or": "r",
+    "ckh": "kc",
+    "ck": "kc",
+    "cko": "kc",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,11 @@ def step_frames(quarter: int, *, swing: bool) -> np.ndarray:
     steps = np.arange(STEPS + 1)
     at = steps / 4 * quarter
     if swing:  # the second eighth of a beat comes late
-        at = at + np.where(steps % 4 == 2, quarter / 6, np.where(steps % 4 == 3, quarter / 12, np.where(steps % 4 == 1, quarter / 12, 0)))
+        at = at + np.where(
+            steps % 4 == 2,
+            quarter / 6,
+            np.where(steps % 4 == 3, quarter / 12, np.where(steps % 4 == 1, quarter / 12, 0)),
+        )
     return np.round(at + 1e-6).astype(int)
 
 
@@ -76,12 +94,20 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
 
 def _plan(rng: np.random.Generator, name: str, genre: Genre, *, training: bool) -> Score:
     mood = _pick(rng, genre.moods)
-    modes = [m for m in genre.modes if (mood not in {"dark", "sad", "aggressive"} or m in {"minor", "dorian"})] or list(genre.modes)
+    modes = [m for m in genre.modes if (mood not in {"dark", "sad", "aggressive"} or m in {"minor", "dorian"})] or list(
+        genre.modes
+    )
     if mood in {"happy", "romantic"}:
         modes = [m for m in modes if m in {"major", "mixolydian"}] or modes
-    low, high = genre.bpm
+    low, high = float(genre.bpm[0]), float(genre.bpm[1])
     middle = (low + high) / 2
-    low, high = (low, middle) if mood in {"calm", "sad", "relaxed"} else (middle, high) if mood in {"energetic", "aggressive"} else (low, high)
+    low, high = (
+        (low, middle)
+        if mood in {"calm", "sad", "relaxed"}
+        else (middle, high)
+        if mood in {"energetic", "aggressive"}
+        else (low, high)
+    )
     if rng.random() < 0.2:  # a person may ask for any tempo
         low, high = 60, 176
     while True:
@@ -94,7 +120,12 @@ def _plan(rng: np.random.Generator, name: str, genre: Genre, *, training: bool) 
             break
     quarter = quarter_frames(float(rng.uniform(low, high)))
     return Score(
-        name, quarter, int(rng.integers(12)), _pick(rng, modes), mood, _pick(rng, genre.kits) if genre.kits else "",
+        name,
+        quarter,
+        int(rng.integers(12)),
+        _pick(rng, modes),
+        mood,
+        _pick(rng, genre.kits) if genre.kits else "",
         {"bass": _pick(rng, genre.basses) if genre.basses else "", "chords": chord, "lead": lead},
     )
 
@@ -150,7 +181,9 @@ def _drum_notes(rng: np.random.Generator, rows: dict[str, str], at: np.ndarray, 
 def pulse_notes(at: np.ndarray, bars: int) -> list[Note]:
     """Silent ticks on the eighths, for music without drums."""
     return [
-        Note(int(bar * at[STEPS] + at[s]), int(at[s + 2] - at[s]), (), "", s) for bar in range(bars) for s in range(0, STEPS, 2)
+        Note(int(bar * at[STEPS] + at[s]), int(at[s + 2] - at[s]), (), "", s)
+        for bar in range(bars)
+        for s in range(0, STEPS, 2)
     ]
 
 
@@ -161,7 +194,9 @@ def voicing_root(score: Score, degree: int) -> tuple[int, bool]:
     return (score.root + pitch) % 12, (third - pitch) % 12 == 3
 
 
-def _melody(rng: np.random.Generator, score: Score, style: str, progression: Sequence[int], at: np.ndarray, bars: int) -> list[Note]:
+def _melody(
+    rng: np.random.Generator, score: Score, style: str, progression: Sequence[int], at: np.ndarray, bars: int
+) -> list[Note]:
     scale = SCALES[score.mode]
     ladder = [m for m in range(LEAD_LOW, LEAD_HIGH + 1) if (m - score.root) % 12 in scale]
 
@@ -170,7 +205,9 @@ def _melody(rng: np.random.Generator, score: Score, style: str, progression: Seq
         return [m for m in ladder if m % 12 in inside]
 
     cells = {
-        "melody": ((0, 4), (4, 2), (6, 2), (8, 4), (12, 4)) if rng.random() < 0.5 else ((0, 2), (2, 2), (4, 4), (8, 6), (14, 2)),
+        "melody": ((0, 4), (4, 2), (6, 2), (8, 4), (12, 4))
+        if rng.random() < 0.5
+        else ((0, 2), (2, 2), (4, 4), (8, 6), (14, 2)),
         "riff": ((0, 2), (4, 2), (6, 2), (10, 2), (12, 2)) if rng.random() < 0.5 else ((0, 4), (6, 2), (8, 4), (14, 2)),
         "sparse": ((0, 8), (8, 8)) if rng.random() < 0.5 else ((0, 6), (6, 10)),
     }

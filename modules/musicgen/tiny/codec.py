@@ -8,12 +8,13 @@ codes whose spectra add up to the given sound's, layer by layer (coordinate desc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from audiocraft.models.encodec import CompressionModel
 from audiocraft.quantization.base import QuantizedResult
 from torch import Tensor
+from torch.nn import functional
 
 SILENCE = 0
 _LONG, _SHORT = 4096, 1280  # analysis windows of the encoder, samples: pitch and time
@@ -28,7 +29,7 @@ class _Dictionary:
     floor: Tensor
 
 
-class LayeredCodec(CompressionModel):  # type: ignore[misc]
+class LayeredCodec(CompressionModel):
     """audiocraft's CompressionModel over waveform codebooks.
 
     Args:
@@ -45,9 +46,14 @@ class LayeredCodec(CompressionModel):  # type: ignore[misc]
     """
 
     def __init__(
-        self, codebooks: int = 4, cardinality: int = 2048, sample_rate_hz: int = 32_000, frame_rate_hz: int = 50,
-        fade: int = 64, attack_frames: int = 3,
-    ) -> None:  # fmt: skip
+        self,
+        codebooks: int = 4,
+        cardinality: int = 2048,
+        sample_rate_hz: int = 32_000,
+        frame_rate_hz: int = 50,
+        fade: int = 64,
+        attack_frames: int = 3,
+    ) -> None:
         super().__init__()
         self._shape = (codebooks, cardinality)
         self._rate, self._frame_rate = sample_rate_hz, frame_rate_hz
@@ -120,15 +126,15 @@ class LayeredCodec(CompressionModel):  # type: ignore[misc]
 
     def overlap(self, frames: Tensor) -> Tensor:
         """Overlap-add of decode_latent's frames: [B, 1, T * hop]."""
-        body, tail = frames.split([self.hop, self.fade], 1)
-        late = F.pad(tail, (1, 0))[..., :-1]  # a frame's tail sounds over the next one's start
+        body, tail = frames[:, : self.hop], frames[:, self.hop :]
+        late = functional.pad(tail, (1, 0))[..., :-1]  # a frame's tail sounds over the next one's start
         body = torch.cat([body[:, : self.fade] + late, body[:, self.fade :]], 1)
         return body.transpose(1, 2).reshape(frames.shape[0], 1, -1).clamp(-1, 1)
 
     def _level(self, codes: Tensor, k: int) -> Tensor:
         """How loud each frame is by how long its sound has lasted: [B, T] for codes [B, T]."""
         sound, onset = self.sound[k][codes], self.onset[k][codes]
-        begins = onset | F.pad(sound[:, 1:] != sound[:, :-1], (1, 0), value=True)
+        begins = onset | functional.pad(sound[:, 1:] != sound[:, :-1], (1, 0), value=True)
         at = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
         age = at - torch.where(begins, at, 0).cummax(1).values
         age = (age - self.attack_frames).clamp(min=0)
@@ -149,7 +155,7 @@ class LayeredCodec(CompressionModel):  # type: ignore[misc]
 
     def _encode_one(self, mono: Tensor, frames: int) -> Tensor:
         table = self._spectra()
-        mono = F.pad(mono, (0, frames * self.hop - mono.shape[-1] + _LONG))
+        mono = functional.pad(mono, (0, frames * self.hop - mono.shape[-1] + _LONG))
         at = torch.arange(frames, device=mono.device) * self.hop
         spans = mono[at[:, None] + torch.arange(_LONG, device=mono.device)]
         target = self._features(spans)
@@ -225,4 +231,4 @@ def _bands(power: Tensor, first: int, count: int) -> Tensor:
     """Means of bins from `first` up in `count` bands of equal ratio."""
     edges = torch.logspace(0, 1, count + 1, base=(power.shape[1] - 1) / first) * first
     marks = edges.round().long().tolist()
-    return torch.stack([power[:, a : max(b, a + 1)].mean(1) for a, b in zip(marks[:-1], marks[1:], strict=True)], 1)
+    return torch.stack([power[:, a : max(b, a + 1)].mean(1) for a, b in pairwise(marks)], 1)

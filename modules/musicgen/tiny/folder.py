@@ -49,18 +49,23 @@ def build_lm(config: dict[str, Any], device: str) -> LMModel:
     return lm.to(device)
 
 
+def _plain(config: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    return plain
+
+
 def load(folder: Path, device: str) -> tuple[LMModel, CompressionModel]:
     """The folder's models, in float32, in evaluation mode, on `device`.
 
     Raises:
         OSError: a file is missing. RuntimeError: the weights do not fit the configs.
     """
-    config = OmegaConf.load(folder / "config.yaml")
-    lm = build_lm(OmegaConf.to_container(config), device)
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    lm = build_lm(_plain(config), device)
     weights = load_file(folder / "state_dict.safetensors", device=device)
     lm.load_state_dict({name: value.float() for name, value in weights.items()})
     lm.cfg = config
-    shape = OmegaConf.to_container(OmegaConf.load(folder / "compression_config.yaml"))["layered_codec"]
+    shape = _plain(OmegaConf.load(folder / "compression_config.yaml"))["layered_codec"]
     codec = LayeredCodec(**shape)
     codec.load_state_dict(load_file(folder / "compression_state_dict.safetensors"))
     return lm.eval(), codec.to(device).eval()

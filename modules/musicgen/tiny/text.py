@@ -15,7 +15,7 @@ TEMPI_BPM = tuple(3000.0 / frames for frames in range(17, 51))  # what the corpu
 _SPREAD = 0.02  # of log tempo: a tempo between two of them is a mixture
 
 
-class MusicWords(TextConditioner):  # type: ignore[misc]
+class MusicWords(TextConditioner):
     """Attributes of `understand(prompt)` as embeddings; the tempo, a quantity, as a mixture over TEMPI_BPM.
 
     Args:
@@ -34,7 +34,8 @@ class MusicWords(TextConditioner):  # type: ignore[misc]
         """Read prompts; None and "" are the unconditional prompt.
 
         Returns:
-            ids int64 [B, SLOTS - 1], -1 where empty, and tempo weights float32 [B, len(TEMPI_BPM)], zero where not named.
+            ids int64 [B, SLOTS - 1], -1 where empty, and tempo weights float32 [B, len(TEMPI_BPM)], zero where not
+            named.
         """
         return self.tokenize_read([understand(prompt) for prompt in x])
 

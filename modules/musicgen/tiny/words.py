@@ -43,22 +43,34 @@ GENRES: dict[str, tuple[str, str]] = {
         "classical|classic|baroque|chamber music|orchestral|cinematic|symphon*",
         "классическ*|классик*|барокк*|камерн*|оркестров*|кинематограф*|симфон*",
     ),
-    "synthwave": ("synthwave|synth wave|retrowave|outrun|80s|eighties|1980s", "синтвейв*|ретровейв*|80-х|80х|восьмидесят*"),
+    "synthwave": (
+        "synthwave|synth wave|retrowave|outrun|80s|eighties|1980s",
+        "синтвейв*|ретровейв*|80-х|80х|восьмидесят*",
+    ),
     "bossa nova": ("bossa nova|bossanova|bossa|samba|latin", "босса нов*|боссанов*|босса-нов*|босанов*|самб*|латин*"),
     "disco": ("disco*|nu disco", "диско"),
 }
 MOODS: dict[str, tuple[str, str]] = {
     "dark": ("dark*|gloomy|ominous|sinister|brooding", "темн*|мрачн*|зловещ*"),
     "energetic": ("energetic|energy|upbeat|lively|driving|powerful|intense", "энергичн*|заводн*|бодр*|мощн*|драйв*"),
-    "calm": ("calm*|peaceful|serene|quiet|gentle|soft|soothing|meditative|sleep*", "спокойн*|тих*|нежн*|мягк*|умиротвор*|медитат*"),
+    "calm": (
+        "calm*|peaceful|serene|quiet|gentle|soft|soothing|meditative|sleep*",
+        "спокойн*|тих*|нежн*|мягк*|умиротвор*|медитат*",
+    ),
     "happy": ("happy|cheerful|joyful|sunny|bright|fun|playful", "весел*|радостн*|солнечн*|счастлив*|светл*|игрив*"),
     "sad": ("sad*|melanchol*|sorrowful|gloom|lonely|mournful", "грустн*|печальн*|меланхол*|тоскл*|одинок*"),
-    "dreamy": ("dreamy|dream*|ethereal|atmospheric|floating|spacey|cosmic", "мечтательн*|атмосферн*|воздушн*|космическ*|эфирн*"),
+    "dreamy": (
+        "dreamy|dream*|ethereal|atmospheric|floating|spacey|cosmic",
+        "мечтательн*|атмосферн*|воздушн*|космическ*|эфирн*",
+    ),
     "relaxed": ("relax*|chill*|laid-back|laid back|mellow|smooth|easy going", "расслабл*|чил*|плавн*|лениво*|ленив*"),
     "aggressive": ("aggressive|heavy|hard|angry|brutal|fierce", "агрессивн*|тяжел*|жестк*|зл*"),
     "romantic": ("romantic|love|tender|warm|emotional|beautiful", "романтич*|любов*|тепл*|эмоцион*|красив*"),
     "groovy": ("groovy|groove|funky|danceable|dance|party", "грув*|танцевальн*|вечеринк*"),
-    "epic": ("epic|heroic|triumphant|majestic|uplifting|euphoric", "эпичн*|эпическ*|героич*|торжествен*|величеств*|эйфорич*"),
+    "epic": (
+        "epic|heroic|triumphant|majestic|uplifting|euphoric",
+        "эпичн*|эпическ*|героич*|торжествен*|величеств*|эйфорич*",
+    ),
     "nostalgic": ("nostalgic|retro|vintage|old school|old-school", "ностальгич*|ретро|винтаж*|олдскул*"),
 }
 INSTRUMENTS: dict[str, tuple[str, str]] = {
@@ -70,11 +82,17 @@ INSTRUMENTS: dict[str, tuple[str, str]] = {
     "reese bass": ("reese bass|reese", "риз бас*|рис бас*|риз-бас*"),
     "8-bit bass": ("8-bit bass|8 bit bass|chip bass", "8-битн* бас*|8 битн* бас*"),
     "piano": ("grand piano|piano*", "пиано|фортепиан*|роял*|пианин*"),
-    "electric piano": ("electric piano*|rhodes|wurlitzer|e-piano", "электропиан*|электрическ* пиан*|родес*|электрическ* фортеп*"),
+    "electric piano": (
+        "electric piano*|rhodes|wurlitzer|e-piano",
+        "электропиан*|электрическ* пиан*|родес*|электрическ* фортеп*",
+    ),
     "organ": ("hammond organ|hammond|organ|organs", "орган|органа|органом|органе|органн*|хаммонд*"),
     "pad": ("synth pad*|pads|pad", "пэд*|пад|пады|падом|подклад*"),
     "strings": ("string section|string ensemble|strings|string orchestra", "струнн*"),
-    "acoustic guitar": ("acoustic guitar*|classical guitar|nylon guitar|spanish guitar|guitar|guitars", "акустическ* гитар*|классическ* гитар*|гитар*"),
+    "acoustic guitar": (
+        "acoustic guitar*|classical guitar|nylon guitar|spanish guitar|guitar|guitars",
+        "акустическ* гитар*|классическ* гитар*|гитар*",
+    ),
     "distorted guitar": (
         "distorted electric guitar*|distorted guitar*|electric guitar*|overdriven guitar*|distortion|power chords",
         "электрогитар*|электрическ* гитар*|дисторшн*|перегруж* гитар*|искажен* гитар*",
@@ -83,18 +101,36 @@ INSTRUMENTS: dict[str, tuple[str, str]] = {
     "accordion": ("accordion*", "аккордеон*|баян*|гармош*"),
     "brass": ("brass section|brass|horns|horn section", "медн* духов*|духов*|брасс*"),
     "flute": ("flute*", "флейт*"),
-    "synth lead": ("synth lead*|lead synth*|saw lead|synthesizer*|synths|synth|lead", "синтезатор*|синт|синты|синта|синтом|лид|лида"),
-    "8-bit lead": ("8-bit square lead|8-bit lead|8 bit lead|chip lead|square lead|8-bit|8 bit|8bit", "8-битн* лид*|8-битн*|8 бит*|восьмибитн*"),
-    "bells": ("tubular bells|bells|bell|glockenspiel|music box|celesta", "колокол*|глокеншпил*|музыкальн* шкатулк*|челест*"),
+    "synth lead": (
+        "synth lead*|lead synth*|saw lead|synthesizer*|synths|synth|lead",
+        "синтезатор*|синт|синты|синта|синтом|лид|лида",
+    ),
+    "8-bit lead": (
+        "8-bit square lead|8-bit lead|8 bit lead|chip lead|square lead|8-bit|8 bit|8bit",
+        "8-битн* лид*|8-битн*|8 бит*|восьмибитн*",
+    ),
+    "bells": (
+        "tubular bells|bells|bell|glockenspiel|music box|celesta",
+        "колокол*|глокеншпил*|музыкальн* шкатулк*|челест*",
+    ),
     "marimba": ("marimba*|xylophone*|vibraphone*|kalimba*", "маримб*|ксилофон*|вибрафон*|калимб*"),
     "trumpet": ("trumpet*|trombone*", "труба|трубы|трубой|трубу|тромбон*"),
-    "voice": ("wordless vocal*|female vocal*|male vocal*|vocals|vocal|voice|voices|singing|singer", "вокал*|голос*|пение|пением|поет"),
+    "voice": (
+        "wordless vocal*|female vocal*|male vocal*|vocals|vocal|voice|voices|singing|singer",
+        "вокал*|голос*|пение|пением|поет",
+    ),
     "saxophone": ("saxophone*|sax", "саксофон*|сакс"),
     "violin": ("solo violin|violin*|fiddle|cello*", "скрипк*|скрипич*|виолончел*"),
 }
 KITS: dict[str, tuple[str, str]] = {
-    "acoustic kit": ("acoustic drum*|live drum*|rock drum*|drum kit|drumkit", "акустическ* барабан*|жив* барабан*|ударн* установк*"),
-    "drum machine": ("drum machine*|electronic drum*|electronic beat*|909", "драм-машин*|драм машин*|электронн* барабан*|электронн* бит*"),
+    "acoustic kit": (
+        "acoustic drum*|live drum*|rock drum*|drum kit|drumkit",
+        "акустическ* барабан*|жив* барабан*|ударн* установк*",
+    ),
+    "drum machine": (
+        "drum machine*|electronic drum*|electronic beat*|909",
+        "драм-машин*|драм машин*|электронн* барабан*|электронн* бит*",
+    ),
     "808 kit": ("808 drum*|808s|808 kit|808", "808 барабан*|808-*"),
     "lo-fi kit": ("dusty drum*|lo-fi drum*|lofi drum*|vinyl drum*", "пыльн* барабан*|лоу-фай барабан*|лоуфай барабан*"),
     "8-bit kit": ("8-bit drum*|8 bit drum*|chip drum*", "8-битн* барабан*|8 битн* барабан*|чип барабан*"),
@@ -108,7 +144,10 @@ GROUPS: dict[str, tuple[str, str]] = {
 }
 SPEEDS: dict[str, tuple[str, str]] = {
     "slow": ("very slow|slow*|downtempo|adagio|largo", "медленн*|неспешн*|адажио"),
-    "medium": ("mid-tempo|midtempo|mid tempo|medium tempo|moderate*|andante", "среднем темпе|средн* темп*|умеренн*|анданте"),
+    "medium": (
+        "mid-tempo|midtempo|mid tempo|medium tempo|moderate*|andante",
+        "среднем темпе|средн* темп*|умеренн*|анданте",
+    ),
     "fast": ("very fast|fast*|quick*|rapid|uptempo|up-tempo|allegro|presto", "быстр*|стремительн*|аллегро|престо"),
 }
 _MODE_FORMS = {
@@ -173,7 +212,14 @@ def _form_regex(forms: str) -> str:
 def _forms() -> list[tuple[str, str, str]]:
     """All known forms as (form, kind, value); longer forms are tried first, so phrases win over their words."""
     out: list[tuple[str, str, str]] = []
-    tables = (("genre", GENRES), ("mood", MOODS), ("speed", SPEEDS), ("part", INSTRUMENTS), ("part", KITS), ("part", GROUPS))
+    tables = (
+        ("genre", GENRES),
+        ("mood", MOODS),
+        ("speed", SPEEDS),
+        ("part", INSTRUMENTS),
+        ("part", KITS),
+        ("part", GROUPS),
+    )
     for kind, table in tables:
         for name, languages in table.items():
             out += [(form, kind, name) for forms in languages for form in forms.split("|")]
