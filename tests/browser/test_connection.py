@@ -23,7 +23,6 @@ def test_a_lost_connection_is_said_quietly_and_everything_is_right_again_by_itse
     page.keyboard.press("Enter")
     expect(page.locator(".take .link")).to_have_count(1)
     one.engine.step_s = 0.02
-    page.wait_for_timeout(520)
     page.fill("#prompt", "cut off")
     page.keyboard.press("Enter")
     expect(page.locator("progress")).to_be_visible()

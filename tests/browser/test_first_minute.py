@@ -92,7 +92,6 @@ def test_while_a_job_runs_the_composer_takes_the_next_and_either_can_be_cancelle
     site.engine.step_s = 0.01
     ask(page, "first")
     expect(page.locator(".live")).to_be_visible()
-    page.wait_for_timeout(520)
     ask(page, "second")
     waiting = page.locator(".entry").nth(1)
     expect(waiting.locator(".phase")).to_have_text("Next in line")

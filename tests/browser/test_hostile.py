@@ -22,7 +22,6 @@ def test_markup_in_a_prompt_and_an_artist_is_shown_as_it_was_typed(page: Page) -
     page.locator("#settings-toggle").click()
     page.fill("#set-artist", PAYLOADS[1])
     for number, payload in enumerate(PAYLOADS, start=1):
-        page.wait_for_timeout(520)
         page.fill("#prompt", payload)
         page.keyboard.press("Enter")
         expect(page.locator(".take .link")).to_have_count(number)

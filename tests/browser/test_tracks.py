@@ -30,7 +30,6 @@ def two(page: Page, site: Site) -> tuple[str, str]:
     """Two tracks, made through the page, in its chat."""
     page.get_by_role("button", name="Live").click()
     for number, prompt in enumerate(("first one", "second one"), start=1):
-        page.wait_for_timeout(520)
         page.fill("#prompt", prompt)
         page.keyboard.press("Enter")
         expect(page.locator(".take .link")).to_have_count(number)

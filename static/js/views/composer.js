@@ -5,7 +5,7 @@ import { Disposer, button, el, icon } from '../ui/dom.js';
 
 /** @typedef {import('../app.js').App} App */
 
-/** A second press within this time is the same press. */
+/** Sending empties the prompt: another press within this time is the same press, not a wish to send nothing. */
 const SAME_PRESS_MS = 500;
 const ESTIMATE_AFTER_MS = 500;
 
@@ -38,8 +38,8 @@ export function mountComposer(host, app) {
   let sentAt = -Infinity;
   const send = () => {
     const now = performance.now();
-    if (now - sentAt < SAME_PRESS_MS) return;
     if (store.state.prompt.trim() === '') {
+      if (now - sentAt < SAME_PRESS_MS) return;
       problem.textContent = t('composer.empty');
       prompt.setAttribute('aria-invalid', 'true');
       prompt.focus();
