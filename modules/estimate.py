@@ -8,8 +8,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from modules.contract import DiskFull, GenerateRequest, ModelInfo
 from modules.disk import write_atomic
 
@@ -73,8 +71,6 @@ def _read(path: Path) -> dict[str, float]:
 _READ_BYTES_PER_S = {"cpu": 15e9, "cuda": 400e9, "mps": 60e9}
 """How fast a usual machine reads weights: a guess for the time before the first measurement."""
 _BYTES_A_WEIGHT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.6}
-_OTHER_BYTES = 900e6
-"""Text encoder, codec and the program itself."""
 _LOAD_BYTES_PER_S = 400e6
 _FIRST_SOUND_FRAMES = 30
 
@@ -92,17 +88,10 @@ def forecast(known: Measurements, request: GenerateRequest, info: ModelInfo, sta
     frames = request.duration * info.frame_rate_hz
     decode_x = known.get("decode_x", info.id)
     rest_s = 0.0 if not decode_x else (request.takes - 1) * request.duration / decode_x
-    needs = None if info.params_m is None else int(weights_bytes(info, precision or "float32") + _OTHER_BYTES)
-    free = psutil.virtual_memory().available
-    loaded = status.get("model") == info.id
     return {
         "seconds": round(load_s + frames / pace + rest_s, 1),
         "first_sound_s": round(load_s + _FIRST_SOUND_FRAMES / pace, 1),
         "measured": measured is not None,
-        "fits": loaded or needs is None or needs <= free,
-        "needs_bytes": needs,
-        "free_bytes": free,
-        "fits_with": [],
     }
 
 

@@ -347,7 +347,7 @@ class Generation:
 
     def _decode(self, codes: Codes, take: int) -> Samples:
         """A take that was not heard yet, in the same chunks as one that was; float32 [C, T]."""
-        made = self._plan
+        made, began = self._plan, time.monotonic()
         decoder, parts = ChunkDecoder(made.loaded, made.lead), []
         with made.timed("decode"):
             for chunk in in_chunks(codes.shape[1], made.loaded.frame_rate_hz):
@@ -356,6 +356,8 @@ class Generation:
                 sound = decoder.push(codes[:, chunk])
                 parts += [] if sound is None else [sound]
             parts.append(decoder.finish())
+        spent = max(time.monotonic() - began, 1e-3)
+        self._stage.measurements.add(made.request.duration / spent, "decode_x", made.loaded.info.id)
         return np.concatenate(parts, axis=1)
 
     def _keep_early(self, listener: Listener, recorder: Recorder) -> None:

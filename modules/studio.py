@@ -90,6 +90,7 @@ class Manager(Protocol):
     def warm(self) -> None: ...
     def status(self) -> dict[str, Any]: ...
     def ensure(self, model_id: str, progress: Progress) -> LoadedModel: ...
+    def preflight(self, model_id: str) -> dict[str, Any]: ...
     def unload(self) -> None: ...
     def after_job(self) -> None: ...
 
@@ -390,8 +391,8 @@ class Studio:
             body: as for `submit`; the prompt may be empty and client_id missing.
 
         Returns:
-            {"seconds", "first_sound_s", "measured", "fits", "needs_bytes", "free_bytes", "fits_with"}; a figure that
-            nobody knows is None. "measured" is false while the seconds are a guess from the model's size.
+            {"seconds", "first_sound_s", "measured", "fits", "needs_bytes", "free_bytes", "fits_with"}. "measured" is
+            false while the seconds are a guess from the model's size.
         Raises:
             InvalidRequest, InvalidParameter, UnknownModel.
         """
@@ -400,7 +401,8 @@ class Studio:
         filled = {**body, "client_id": body.get("client_id") or "estimate", "prompt": body.get("prompt") or "-"}
         request = parse(GenerateRequest, self._with_model(filled))
         info = self.manager.catalog.info(request.model)
-        return forecast(self.measurements, request, info, self.manager.status())
+        time_s = forecast(self.measurements, request, info, self.manager.status())
+        return {**time_s, **self.manager.preflight(request.model)}
 
     # --------------------------------------------------------------------------------- checks before a job
     def _with_model(self, body: Any) -> Any:
@@ -485,8 +487,20 @@ class Studio:
             self._load(request.model, context)
 
     def _load(self, model_id: str, context: JobContext) -> LoadedModel:
+        """Have the model in memory; how long that took without a download is remembered."""
         context.progress("loading")
-        return self.manager.ensure(model_id, _following(context))
+        began, cold = time.monotonic(), self.manager.status().get("model") != model_id
+        phases: set[JobPhase] = set()
+        follow = _following(context)
+
+        def noting(phase: JobPhase, done: float, total: float, rate: float | None) -> None:
+            phases.add(phase)
+            follow(phase, done, total, rate)
+
+        loaded = self.manager.ensure(model_id, noting)
+        if cold and "downloading" not in phases:
+            self.measurements.add(round(time.monotonic() - began, 3), "load_s", model_id)
+        return loaded
 
     def _generate(self, job: Job, request: GenerateRequest, context: JobContext) -> None:
         require_space(self.settings.audio_dir, _needed_bytes(request, self.manager.catalog.info(request.model)))

@@ -188,6 +188,10 @@ class FakeManager:
         progress("loading", 1, 1, None)
         return FakeLoaded(info, self.engine, FakeCodec(info.channels))
 
+    def preflight(self, model_id: str) -> dict[str, Any]:
+        self.catalog.info(model_id)
+        return {"needs_bytes": 1_000_000, "free_bytes": 2_000_000, "fits": True, "fits_with": []}
+
     def unload(self) -> None:
         self.calls.append("unload")
         self.loaded = None

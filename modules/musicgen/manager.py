@@ -349,6 +349,31 @@ class ModelManager:
             f"{entry.title} needs more memory than there is; {advice}", field="model", details={"fits": fits}
         )
 
+    def preflight(self, model_id: str) -> dict[str, Any]:
+        """Whether the model has room in memory, before anyone asks for it.
+
+        Returns:
+            {"needs_bytes", "free_bytes", "fits", "fits_with"}: in the least precision it would be tried in; what
+            another loaded model holds counts as free, because that is let go first.
+        Raises:
+            UnknownModel.
+        """
+        entry = self.catalog.entry(model_id)
+        device = self._device or "cpu"
+        with self._lock:
+            loaded = self._loaded
+        free = memory.available_bytes(device)
+        if loaded is not None and loaded.info.id == model_id:
+            needs = memory.estimate_bytes(entry, loaded.engine_info.precision)
+            return {"needs_bytes": needs, "free_bytes": free, "fits": True, "fits_with": []}
+        if loaded is not None:
+            free += memory.estimate_bytes(self.catalog.entry(loaded.info.id), loaded.engine_info.precision)
+        needs = min(memory.estimate_bytes(entry, precision) for precision, _ in backends.ladder(self.settings, device))
+        fits = needs <= free
+        return {
+            "needs_bytes": needs, "free_bytes": free, "fits": fits, "fits_with": [] if fits else self.fits(entry),
+        }  # fmt: skip
+
     def fits(self, entry: Entry) -> list[dict[str, str]]:
         """What would fit the memory that is free: the same model in less, then other models, the largest first."""
         free = memory.available_bytes(self._device or "cpu")
