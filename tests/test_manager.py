@@ -101,7 +101,13 @@ def managers(tmp_path: Path) -> Iterator[Any]:
     made_here: list[ModelManager] = []
 
     def make(**flags: Any) -> ModelManager:
-        flags = {"models_dir": tmp_path / "models", "cache_dir": tmp_path / "converted", "threads": 1, **flags}
+        flags = {
+            "models_dir": tmp_path / "models",
+            "cache_dir": tmp_path / "converted",
+            "threads": 1,
+            "backend": "reference",
+            **flags,
+        }
         made_here.append(ModelManager(Settings(**flags)))
         return made_here[-1]
 
@@ -610,6 +616,31 @@ def test_another_error_of_a_step_is_not_taken_for_a_lack_of_memory(
             generate(model)
     assert manager.status()["model"] == "small"
     assert generate(model).shape == (1, 4, 10)
+
+
+@pytest.mark.parametrize(
+    ("backend", "stage"),
+    [
+        ("torch", "modules.musicgen.sampling.Sampler.draw"),
+        ("torch", "modules.musicgen.backends.weights.DecoderWeights.__init__"),
+        ("onnx", "modules.musicgen.sampling.Sampler.draw"),
+    ],
+)
+def test_the_faster_backends_lack_of_memory_is_handled_alike(
+    full_cache: Path, managers: Any, monkeypatch: pytest.MonkeyPatch, backend: str, stage: str
+) -> None:
+    manager = managers(backend=backend)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise lack("cpu")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, fail)
+        with pytest.raises(OutOfMemory):
+            use(manager)
+    assert manager.status()["model"] is None
+    manager.after_job()
+    use(manager)
 
 
 @pytest.mark.parametrize(("model_id", "weights"), [("small", 841e6), ("medium", 3.68e9), ("large", 6.51e9)])

@@ -274,19 +274,19 @@ class ModelManager:
             if memory.estimate_bytes(entry, precision) > memory.available_bytes(self._device):
                 log.info("%s in %s does not fit into the memory that is free", entry.id, precision)
                 continue
-            loaded = self._try(entry, precision, why)
+            loaded = self._try(entry, precision, why, progress)
             if loaded is not None:
                 return loaded
         raise self._out_of_memory(entry)
 
-    def _try(self, entry: Entry, precision: str, why: str) -> LoadedModel | None:
+    def _try(self, entry: Entry, precision: str, why: str, progress: Progress) -> LoadedModel | None:
         """The model loaded, or None when memory ran out; then nothing of it is left.
 
         Raises:
             ModelBroken.
         """
         try:
-            return self._load(entry, precision, why)
+            return self._load(entry, precision, why, progress)
         except StudioError:
             raise
         except Exception as error:  # a damaged checkpoint may fail anywhere in three libraries
@@ -299,7 +299,7 @@ class ModelManager:
         memory.give_back()
         return None
 
-    def _load(self, entry: Entry, precision: str, why: str) -> LoadedModel:
+    def _load(self, entry: Entry, precision: str, why: str, progress: Progress) -> LoadedModel:
         folder = entry.folder or _snapshot(entry)
         with _no_network():
             lm, compression = load_modules(entry, folder, self._device, precision)
@@ -312,7 +312,9 @@ class ModelManager:
             max_window_s=float(lm.cfg.dataset.segment_duration),
             melody="self_wav" in lm.condition_provider.conditioners,
         )  # fmt: skip
-        engine = backends.choose(self.settings, lm, self._device, facts)
+        engine = backends.choose(
+            self.settings, lm, self._device, facts, lambda done, total: progress("loading", done, total, None)
+        )
         reasons = [text for text in (engine.info.why, self._device_why, why) if text]
         info = engine.info.model_copy(update={"why": "; ".join(reasons)})
         return LoadedModel(
