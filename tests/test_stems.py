@@ -179,8 +179,8 @@ def test_progress_counts_segments_up_to_the_last(separator: stems.Separator, son
     assert [phase for phase in phases if phase != "loading"] == ["preparing", "splitting", "saving"]
     done = [done for phase, done, _ in seen if phase == "splitting"]
     assert done == sorted(done)
-    assert done[-1] == 4
-    assert {total for phase, _, total in seen if phase == "splitting"} == {4}
+    assert done[-1] == 5
+    assert {total for phase, _, total in seen if phase == "splitting"} == {5}
     assert len(done) > 30  # within a segment too
 
 
