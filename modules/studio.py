@@ -58,6 +58,7 @@ from modules.library import Library
 from modules.live import LiveAudio
 from modules.material import MAX_ORIGINAL_S, LoadedModel, Sound
 from modules.mixing import Transcriber, mixed_track
+from modules.musicgen.tiny import unknown_words
 from modules.settings import VERSION, Settings
 from modules.uploads import Readable, Uploads
 
@@ -512,6 +513,8 @@ class Studio:
             load_s = time.monotonic() - began
             context.check()
             context.progress("preparing")
+            if loaded.info.sketch and (unknown := unknown_words(request.prompt)):
+                context.note(f"the sketch model does not know: {', '.join(unknown)}")
             made = plan(request, loaded, tune, start)
             made.timings_s["load"] = round(load_s, 3)
             stage = Stage(self.library, self.measurements, lambda rate, channels: self._open_live(job, rate, channels))

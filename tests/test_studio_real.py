@@ -1,0 +1,85 @@
+"""The whole chain with the embedded model: the real stack from a request to samples on the disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modules import audio
+from modules.audio import Samples
+from modules.contract import GenerateRequest, Job, Track
+from modules.settings import Settings
+from modules.studio import Studio
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    folder = tmp_path_factory.mktemp("real")
+    settings = Settings(
+        data_dir=folder / "data", state_dir=folder / "state", cache_dir=folder / "cache", offline=True, device="cpu",
+        threads=2, model="tiny",
+    )  # fmt: skip
+    made = Studio(settings)
+    made.start()
+    yield made
+    made.stop()
+
+
+def run(studio: Studio, client_id: str, **changes: Any) -> Job:
+    job = studio.submit({"kind": "generate", "client_id": client_id, "prompt": "calm piano", "duration": 2.0} | changes)
+    return studio.jobs_queue.wait(job.id, PATIENCE_S)
+
+
+def tracks(studio: Studio, job: Job) -> list[Track]:
+    assert job.status == "done", job.error
+    return [studio.track(name) for name in job.tracks]
+
+
+def samples(studio: Studio, track: Track) -> Samples:
+    return audio.decode(studio.audio_file(track.name)).samples
+
+
+def test_takes_are_music_and_their_json_makes_them_again(studio: Studio) -> None:
+    first, second = tracks(studio, run(studio, "takes", takes=2, seed=5))
+    assert np.abs(samples(studio, first)).max() > 0.05
+    assert not np.array_equal(samples(studio, first), samples(studio, second))
+    again = {key: second.used[key] for key in GenerateRequest.model_fields if key in second.used}
+    [copy] = tracks(studio, run(studio, "again", **again))
+    assert np.array_equal(samples(studio, copy), samples(studio, second))
+
+
+def test_an_extension_keeps_the_tracks_samples_and_is_heard_live_as_it_becomes(studio: Studio) -> None:
+    [first] = tracks(studio, run(studio, "first", seed=1))
+    job = run(studio, "more", continuation={"track": first.name, "mode": "continue"})
+    live = b"".join(studio.live_audio(job.id))
+    [more] = tracks(studio, job)
+    old, new = samples(studio, first), samples(studio, more)
+    assert np.array_equal(new[:, : old.shape[1]], old)
+    assert more.duration_s == pytest.approx(4.0)
+    assert more.parent == first.name
+    heard = np.frombuffer(live[44:], dtype="<i2").astype(np.float32) / 2**15
+    # The bend at the seam and the limit on peaks are the track's alone.
+    seam = old.shape[1]
+    assert np.abs(heard[:seam] - new[0, :seam]).max() < 1e-4
+    assert len(heard) == new.shape[1]
+
+
+def test_cancel_with_keep_ends_soon_and_leaves_a_track(studio: Studio) -> None:
+    job = studio.submit({"kind": "generate", "client_id": "long", "prompt": "techno", "duration": 60})
+    end = time.monotonic() + PATIENCE_S
+    while studio.job(job.id).live_s < 1.5 and time.monotonic() < end:
+        time.sleep(0.01)
+    studio.cancel(job.id, keep=True)
+    ended = studio.jobs_queue.wait(job.id, 20)
+    assert ended.status == "cancelled"
+    kept = studio.track(ended.tracks[0])
+    assert kept.kept_early
+    assert 1.5 <= kept.duration_s < 59
