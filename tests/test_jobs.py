@@ -513,7 +513,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.statuses)
     @rule(data=st.data(), keep=st.booleans())
     def cancel(self, data: st.DataObject, keep: bool) -> None:
-        job_id = data.draw(st.sampled_from(sorted(self.statuses)))
+        # By client: job ids are random, and a failure must replay.
+        job_id = self.clients[data.draw(st.sampled_from(sorted(self.clients)))]
         status = self.statuses[job_id]
         if status in FINAL_STATUSES - {"cancelled"}:
             with pytest.raises(Conflict):
