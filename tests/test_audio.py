@@ -8,7 +8,6 @@ import os
 import struct
 import subprocess
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -22,8 +21,12 @@ from modules import audio
 from modules.audio import Clip
 from modules.contract import ClipTooLong, ClipTooShort, UnreadableAudio
 
-RESAMPLED_SINE_SNR_DB = 95.0
-"""What soxr's very high quality keeps of a sine in float32, away from the ends; the least seen is 99.9."""
+RESAMPLED_GAIN_TOLERANCE_DB = 0.002
+"""soxr's pass band droops by 0.0015 dB at 3 kHz on the way to 8 kHz, the worst of the pairs tested; a plain signal to
+noise ratio would call that noise (75 dB)."""
+RESAMPLED_DELAY_S = 1e-9
+RESAMPLED_DISTORTION_DB = -140.0
+"""What is left beside the sine, away from the ends; the worst of 1,800 cases measured was -149.5."""
 ALIAS_FLOOR_DB = -110.0
 MP3_SINE_SNR_DB = 40.0
 LUFS_TOLERANCE = 0.1
@@ -290,11 +293,28 @@ def test_a_small_file_that_holds_hours_is_refused_once_the_limit_is_reached(tmp_
 )
 def test_resampling_keeps_a_sine_a_sine(hz, rate, target):
     got = audio.resample(sine(hz, 1.0, rate), target)
-    wanted = sine(hz, 1.0, target).samples
     assert got.sample_rate_hz == target
-    assert abs(got.frames - Fraction(rate) * target / rate) <= 1
-    middle = slice(target // 4, target * 3 // 4)
-    assert snr_db(wanted[:, middle], got.samples[:, middle]) > RESAMPLED_SINE_SNR_DB
+    assert abs(got.frames - target) <= 1
+    gain_db, delay_s, distortion_db = compare_with_sine(got, hz, level=0.5)
+    assert abs(gain_db) < RESAMPLED_GAIN_TOLERANCE_DB
+    assert abs(delay_s) < RESAMPLED_DELAY_S
+    assert distortion_db < RESAMPLED_DISTORTION_DB
+
+
+def compare_with_sine(clip: Clip, hz: float, level: float) -> tuple[float, float, float]:
+    """Gain in dB, delay in seconds and the rest in dB of a clip's middle half against the sine that it should be."""
+    middle = slice(clip.sample_rate_hz // 4, clip.sample_rate_hz * 3 // 4)
+    angle = 2 * np.pi * hz * np.arange(clip.frames)[middle] / clip.sample_rate_hz
+    basis = np.stack([np.sin(angle), np.cos(angle)], axis=1)
+    got = clip.samples[0, middle].astype(np.float64)
+    (in_phase, across), *_ = np.linalg.lstsq(basis, got, rcond=None)
+    fitted = basis @ np.array([in_phase, across])
+    distortion_db = -snr_db(fitted, got)
+    return (
+        20 * np.log10(np.hypot(in_phase, across) / level),
+        np.arctan2(across, in_phase) / (-2 * np.pi * hz),
+        distortion_db,
+    )
 
 
 def test_resampling_leaves_nothing_of_what_the_new_rate_cannot_hold():
