@@ -208,7 +208,7 @@ def _sync_dir(path: Path) -> None:
 
 
 def _read_at_most(path: Path, count: int) -> bytes:
-    """The file's first `count` bytes; a link is an error. Without Python's file object, which costs half of a scan."""
+    """The file's first `count` bytes; a link is an error. Without Python's file object, which costs half as much again."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     try:
         return os.read(descriptor, count)
@@ -220,8 +220,9 @@ def _read_at_most(path: Path, count: int) -> bytes:
 def _collector_paused() -> Iterator[None]:
     """Thousands of new objects in a row, none of them garbage.
 
-    Collecting meanwhile doubles the time of a scan, and looking through them later costs the first pages 100 ms:
-    they are frozen, which keeps the collector from visiting them; they still go when nothing refers to them.
+    With 10,000 tracks, collecting meanwhile costs a seventh of a scan, and a full collection later stops someone's
+    page for 80 ms: the objects are frozen, which keeps the collector from visiting them. They still go when nothing
+    refers to them.
     """
     paused = gc.isenabled()
     gc.disable()

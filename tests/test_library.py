@@ -695,6 +695,28 @@ def test_every_change_is_told_once_and_in_order(open_library, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_deletion_that_fails_at_once_tells_nothing_and_keeps_the_track(open_library, monkeypatch):
+    told: list[LibraryChange] = []
+    lib = open_library()
+    track = add(lib)
+    lib.on_change = told.append
+    real = Path.replace
+
+    def refuse(path, target):
+        if str(target).endswith(".delete"):
+            raise PermissionError(errno.EACCES, "refused")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError):
+        lib.delete(track.name)
+    monkeypatch.undo()
+    assert lib.get(track.name) == track
+    lib.patch(track.name, TrackPatch(favourite=True))
+    assert [change.removed for change in told] == [[]]
+    assert told[0].changed
+
+
 def test_a_listener_may_ask_the_library_while_others_work(open_library):
     sizes: list[int] = []
     lib: Library = open_library()

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -228,6 +229,19 @@ def test_a_decoder_that_talks_nonsense_is_an_unreadable_file(tmp_path, monkeypat
     monkeypatch.setattr(intake, "child_command", lambda: [sys.executable, "-c", talk])
     with pytest.raises(UnreadableAudio, match="crashes its decoder"):
         intake.admit(tmp_path / "upload", tmp_path / "clean")
+
+
+def test_what_a_decoder_complains_is_not_kept_in_memory(tmp_path, monkeypatch):
+    audio.encode(noise(1, 32_000), tmp_path / "upload", "wav")
+    talk = "import sys; [sys.stderr.buffer.write(bytes(2**20)) for _ in range(50)]"
+    monkeypatch.setattr(intake, "child_command", lambda: [sys.executable, "-c", talk])
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnreadableAudio):
+            intake.admit(tmp_path / "upload", tmp_path / "clean")
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_decoder_that_never_ends_is_stopped(tmp_path, monkeypatch):
