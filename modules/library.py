@@ -208,7 +208,7 @@ def _sync_dir(path: Path) -> None:
 
 
 def _read_at_most(path: Path, count: int) -> bytes:
-    """The file's first `count` bytes; a link is an error. Without Python's file object, which costs half as much again."""
+    """The file's first `count` bytes; a link is an error. Python's file object would cost half as much again."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     try:
         return os.read(descriptor, count)
