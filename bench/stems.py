@@ -65,7 +65,7 @@ def real_shape(folder: Path, small: bool) -> Path:
 
     torch.manual_seed(0)
     if small:
-        made = separators.model(0, segment_s=Fraction(39, 5))
+        made = HTDemucs(list(SOURCES), channels=8, depth=1, t_layers=0, dconv_mode=0, segment=Fraction(39, 5))
     else:
         made = HTDemucs(list(SOURCES), bottom_channels=512, dconv_mode=3, segment=Fraction(39, 5))
         for key, value in made.named_parameters():
