@@ -36,6 +36,7 @@ from modules.contract import (
     ModelInfo,
     ModelMissing,
     NotFound,
+    OutOfMemory,
     SampleRate,
     SeparatorInfo,
     Source,
@@ -498,7 +499,13 @@ class Studio:
             phases.add(phase)
             follow(phase, done, total, rate)
 
-        loaded = self.manager.ensure(model_id, noting)
+        try:
+            loaded = self.manager.ensure(model_id, noting)
+        except OutOfMemory:
+            if self.separator is None:
+                raise
+            self.separator.unload()  # it may be what is in the way; a second refusal is the answer
+            loaded = self.manager.ensure(model_id, noting)
         if cold and "downloading" not in phases:
             self.measurements.add(round(time.monotonic() - began, 3), "load_s", model_id)
         return loaded
@@ -551,14 +558,24 @@ class Studio:
             context.progress("splitting")
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                made = self._splitter.split(
-                    self.library.audio_path(name), folder, missing, separator=info.id, progress=_following(context),
-                    check=context.check,
-                )  # fmt: skip
+                made = self._separated(name, folder, missing, info.id, context)
                 context.check()
                 self.library.add_stems(name, made.paths, made.info)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _separated(self, name: str, folder: Path, stems: tuple[str, ...], separator: str, context: JobContext) -> Split:
+        """Split, moving the music model out of the memory when both do not fit."""
+        asked: dict[str, Any] = {"separator": separator, "progress": _following(context), "check": context.check}
+        path = self.library.audio_path(name)
+        try:
+            return self._splitter.split(path, folder, stems, **asked)
+        except OutOfMemory:
+            if self.manager.status().get("model") is None:
+                raise
+        log.info("the music model makes room for splitting %s", name)
+        self.manager.unload()
+        return self._splitter.split(path, folder, stems, **asked)
 
     def _import(self, upload_id: str, request: SplitRequest) -> str:
         """Make an upload a track, so that its stems have a place; returns the track's name."""
@@ -590,6 +607,8 @@ class Studio:
         """Tidy up once a job that ran has ended."""
         log.info("job %s (%s) is %s", job.id, job.kind, job.status)
         self.manager.after_job()
+        if self.settings.unload_after_gen and self.separator is not None:
+            self.separator.unload()
         self.uploads.sweep(self._wanted_uploads())
 
     def _job_changed(self, job: Job) -> None:

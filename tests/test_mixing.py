@@ -162,6 +162,41 @@ def test_a_file_that_disappears_while_it_is_split_is_one_clear_error(place: Plac
     studio.stop()
 
 
+def test_the_music_model_makes_room_when_both_do_not_fit(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.studio.manager.ensure("fake", lambda *_: None)
+    real = stems._Network._separate
+    tries: list[int] = []
+
+    def tight(self: stems._Network, *args: Any) -> Any:
+        tries.append(1)
+        if place.studio.manager.status()["model"] is not None:
+            raise MemoryError
+        return real(self, *args)
+
+    monkeypatch.setattr(stems._Network, "_separate", tight)
+    job = place.ended(place.split(stems="bass"))
+    assert job.status == "done", job.error
+    assert place.studio.manager.status()["model"] is None
+    assert len(tries) == 6
+
+
+def test_memory_that_runs_out_even_so_is_one_clear_error_and_the_next_job_works(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stems._Network._separate
+
+    def tight(*_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(stems._Network, "_separate", tight)
+    job = place.ended(place.split())
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "out_of_memory")
+    assert place.leftovers() == []
+    monkeypatch.setattr(stems._Network, "_separate", real)
+    assert place.ended(place.split(stems="bass")).status == "done"
+
+
 @pytest.mark.slow
 def test_after_kill_9_in_the_middle_of_a_split_nothing_is_left_and_the_next_job_goes_on(
     tmp_path: Path, models: Path

@@ -202,6 +202,38 @@ def test_a_cancel_is_honoured_within_a_segment_and_leaves_nothing(separator: ste
     assert split(separator, song, ("bass",)).paths["bass"].exists()  # and the next one works
 
 
+def test_a_segment_that_overflows_in_half_precision_is_done_again_in_full(
+    separator: stems.Separator, song: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU only the way back can be shown: the network is asked in half precision once, and never again."""
+    import dataclasses
+
+    import torch
+
+    expected = read(split(separator, song, ("bass",)).paths["bass"])[0]
+    loaded = separator._loaded
+    assert loaded is not None
+    half: list[bool] = []
+
+    def forward(mix: Any) -> Any:
+        half.append(torch.is_autocast_enabled("cpu"))
+        return loaded.models[0](mix) * (float("inf") if half[-1] else 1)
+
+    network = stems._Network(dataclasses.replace(loaded, half=True), [1], nothing)
+    song_ = stems._survey(song, nothing, nothing)
+    heard = stems._Stream(song_, loaded.sample_rate_hz, keep=0).take(0, loaded.segment_frames)
+    monkeypatch.setattr(network, "_loaded", dataclasses.replace(loaded, half=True, models=(forward,)))
+    assert network.precision == "float16"
+    with torch.inference_mode():
+        first, again = network(heard), network(heard)
+    assert half == [True, False, False]
+    assert network.precision == "float32"
+    np.testing.assert_array_equal(first, again)
+    stride = int((1 - stems.OVERLAP) * loaded.segment_frames)
+    alone = first[0][:, :stride] * song_.std + song_.mean  # before the second segment joins in
+    assert decibels(alone - expected[:, :stride], expected[:, :stride]) < -90
+
+
 def test_silence_inside_a_song_stays_silent_without_running_the_network(
     separator: stems.Separator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
