@@ -87,6 +87,12 @@ class Conditioner:
         given = self._attributes(text, melody, window, alone=alone)
         return self._fuse([given]), self._fuse([_nothing(given)])
 
+    def several(self, texts: tuple[str, ...]) -> Conditions:
+        """The conditional rows of several texts, then as many unconditional ones, padded to each other."""
+        window = Window(0, 0, 1)
+        given = [self._attributes(text, None, window, alone=True) for text in texts]
+        return self._fuse([*given, *(_nothing(each) for each in given)])
+
     def _attributes(self, text: str, melody: Any, window: Window, *, alone: bool) -> Any:
         import torch
         from audiocraft.modules.conditioners import ConditioningAttributes, WavCondition

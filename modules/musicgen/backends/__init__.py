@@ -17,7 +17,9 @@ from modules.contract import InvalidParameter
 if TYPE_CHECKING:
     from modules.musicgen.backends.interface import Backend
     from modules.musicgen.backends.weights import DecoderWeights
+    from modules.musicgen.conditions import Conditioner
     from modules.musicgen.engine import Engine, ModelFacts
+    from modules.musicgen.patterns import DelayPattern
     from modules.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,9 +27,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """(done, total) of a conversion; may raise to end it."""
 
-BITS = {"float32": 32, "int8": 8, "int4": 4}
-BLOCK = 32
-"""Weights that share a scale."""
+ONNX_PRECISIONS = ("float32", "int8", "int4")
 DEVICE_BACKENDS = {"cpu": "onnx", "cuda": "cuda", "mps": "torch"}
 
 
@@ -38,7 +38,7 @@ def ladder(settings: Settings, device: str) -> list[tuple[str, str]]:
     """
     backend = _backend(settings, device)
     if backend == "onnx":
-        if settings.precision in BITS:
+        if settings.precision in ONNX_PRECISIONS:
             return [(settings.precision, "asked for with --precision")]
         chosen = [
             ("int8", "twice as fast as float32 on a CPU and next to it in quality"),
@@ -82,14 +82,14 @@ def choose(
         return ReferenceEngine(lm, device, facts, why="--backend reference")
     try:
         pattern = delay_pattern(lm.pattern_provider, facts.cardinality)
-        weights = DecoderWeights(lm)
-        backend = _open(wanted, settings, weights, device, facts, progress)
+        weights, conditioner = DecoderWeights(lm), Conditioner(lm, device, facts)
+        backend = _open(wanted, settings, weights, conditioner, pattern, device, facts, progress)
     except Unsupported as reason:
         if settings.backend != "auto":
             raise InvalidParameter(f"--backend {settings.backend}: {facts.model} needs another, {reason}") from reason
         log.warning("%s runs on audiocraft's own loop: %s", facts.model, reason)
         return ReferenceEngine(lm, device, facts, why=f"audiocraft's own loop, because {reason}")
-    return LoopEngine(backend, Conditioner(lm, device, facts), pattern, facts)
+    return LoopEngine(backend, conditioner, pattern, facts)
 
 
 def _backend(settings: Settings, device: str) -> str:
@@ -102,28 +102,25 @@ def _backend(settings: Settings, device: str) -> str:
 
 
 def _open(
-    wanted: str, settings: Settings, weights: DecoderWeights, device: str, facts: ModelFacts, progress: Progress
+    wanted: str,
+    settings: Settings,
+    weights: DecoderWeights,
+    conditioner: Conditioner,
+    pattern: DelayPattern,
+    device: str,
+    facts: ModelFacts,
+    progress: Progress,
 ) -> Backend:
     from modules.musicgen.backends.torch_static import TorchBackend
 
     if wanted == "onnx":
-        return _open_onnx(settings, weights, facts, progress)
+        from modules.musicgen.backends.onnx import open_onnx
+
+        why = "--backend onnx" if settings.backend == "onnx" else "ONNX Runtime is the fastest on a CPU"
+        threads = settings.threads or physical_cores()
+        return open_onnx(weights, conditioner, pattern, facts, settings.cache_dir / "onnx", threads, why, progress)
     why = f"--backend {settings.backend}" if settings.backend != "auto" else f"the backend for {device}"
     return TorchBackend(weights, device, why)
-
-
-def _open_onnx(settings: Settings, weights: DecoderWeights, facts: ModelFacts, progress: Progress) -> Backend:
-    """The converted decoder, made now if it is not in the cache."""
-    from modules.musicgen.backends.onnx import OnnxBackend
-    from modules.musicgen.backends.onnx_cache import Key, OnnxCache
-    from modules.musicgen.backends.onnx_graph import Recipe
-
-    bits = BITS[facts.precision]
-    key = Key(facts.model, facts.checkpoint_hash or weights.fingerprint(), bits, BLOCK, "float32")
-    cache = OnnxCache(settings.cache_dir / "onnx")
-    entry = cache.find(key) or cache.make(key, weights, Recipe(bits, BLOCK), progress)
-    why = "--backend onnx" if settings.backend == "onnx" else "ONNX Runtime is the fastest on a CPU"
-    return OnnxBackend(entry, facts.precision, settings.threads or physical_cores(), why)
 
 
 def physical_cores() -> int:

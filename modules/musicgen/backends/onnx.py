@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,65 @@ import numpy.typing as npt
 
 from modules.contract import EngineInfo, ModelBroken
 from modules.musicgen.backends import onnx_cache
+from modules.musicgen.backends.calibration import TEXTS, key_value_scales
 from modules.musicgen.backends.interface import Cursor, Guidance, HostCursor
-from modules.musicgen.backends.onnx_cache import Entry
-from modules.musicgen.backends.onnx_graph import GRAPH_FILE, cross_names, kv_names
-from modules.musicgen.backends.weights import Shape, positions
-from modules.musicgen.conditions import Conditions
-from modules.musicgen.engine import Codes
+from modules.musicgen.backends.onnx_cache import Entry, Key, OnnxCache
+from modules.musicgen.backends.onnx_graph import GRAPH_FILE, cross_names, int8_attention, kv_names
+from modules.musicgen.backends.weights import DecoderWeights, Shape, positions
+from modules.musicgen.conditions import Conditioner, Conditions
+from modules.musicgen.engine import Codes, ModelFacts
+from modules.musicgen.patterns import DelayPattern
 from modules.musicgen.sampling import Logits, Sampler
 
+log = logging.getLogger(__name__)
+
 Floats = npt.NDArray[np.float32]
+
+
+BITS = {"float32": 32, "int8": 8, "int4": 4}
+BLOCKS = {32: 0, 8: 128, 4: 32}
+"""Weights that share a scale. With 8 bits larger blocks are as good and a tenth faster."""
+
+
+def open_onnx(
+    weights: DecoderWeights,
+    conditioner: Conditioner,
+    pattern: DelayPattern,
+    facts: ModelFacts,
+    folder: Path,
+    threads: int,
+    why: str,
+    progress: Callable[[int, int], None],
+) -> OnnxBackend:
+    """The converted decoder in the precision `facts` names, made now if it is not in the cache at `folder`.
+
+    Raises:
+        ModelBroken, DiskFull, and whatever `progress` raises.
+    """
+    bits = BITS[facts.precision]
+    kv = "int8" if bits < 32 and int8_cache_works() else "float32"
+    key = Key(facts.model, facts.checkpoint_hash or weights.fingerprint(), bits, BLOCKS[bits], kv)
+    cache = OnnxCache(folder)
+
+    def calibrate(entry: Entry, breathe: Callable[[], None]) -> Floats:
+        steps = pattern.steps(facts.max_frames)
+        return key_value_scales(OnnxDecoder(entry, threads), conditioner.several(TEXTS), pattern, steps, breathe)
+
+    entry = cache.find(key) or cache.make(key, weights, calibrate, progress)
+    return OnnxBackend(entry, facts.precision, threads, f"{why}; keys and values in {kv}")
+
+
+@functools.cache
+def int8_cache_works() -> bool:
+    """Whether this build of ONNX Runtime has attention over int8 keys and values on the CPU."""
+    import onnxruntime
+
+    try:
+        onnxruntime.InferenceSession(int8_attention(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - its errors share no base but this, and each means no
+        log.info("ONNX Runtime %s keeps keys and values in float32: %s", onnxruntime.__version__, error)
+        return False
+    return True
 
 
 class OnnxBackend:
@@ -101,16 +153,19 @@ class OnnxPass:
     A step runs all rows at once over buffers that are bound once. Several positions at once are run row by row,
     because GroupQueryAttention takes no batch there; a row that has had the same inputs as the one before it is
     copied from it.
+
+    Args:
+        spacing: positions from one step to the next; more than 1 only to see how the decoder behaves far out.
     """
 
-    def __init__(self, decoder: OnnxDecoder, conditions: Conditions, steps: int) -> None:
+    def __init__(self, decoder: OnnxDecoder, conditions: Conditions, steps: int, spacing: int = 1) -> None:
         self._decoder, self._shape = decoder, decoder.shape
         shape, rows = decoder.shape, conditions.rows
         self._rows, self._position = rows, 0
         self._pending: Floats | None = conditions.prepend
         self._added = conditions.added
         length = conditions.prepend.shape[1] + steps
-        self._sine = positions(0, length, shape)
+        self._sine = positions(0, length * spacing, shape)[::spacing]
         # Only what was written is ever read, so nothing has to be cleared.
         size = (rows, shape.heads, length, shape.head_dim)
         self._buffers = {

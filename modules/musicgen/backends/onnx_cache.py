@@ -7,6 +7,7 @@ it was, or whose samples read otherwise, makes the entry worthless: it is remove
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -15,11 +16,12 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from modules.contract import DiskFull
 from modules.musicgen.backends.onnx_graph import Recipe, write_decoder
@@ -63,6 +65,11 @@ class Entry:
     kv_width: int
 
 
+Progress: TypeAlias = Callable[[int, int], None]
+Calibrate: TypeAlias = Callable[[Entry, Callable[[], None]], "npt.NDArray[np.float32]"]
+"""(entry, breathe) -> the scales of Recipe."""
+
+
 class OnnxCache:
     """The folder of entries."""
 
@@ -83,16 +90,26 @@ class OnnxCache:
         os.utime(folder)
         return entry
 
-    def make(self, key: Key, weights: DecoderWeights, recipe: Recipe, progress: Callable[[int, int], None]) -> Entry:
-        """Convert and keep. `progress(done, total)` may raise; then nothing is left.
+    def make(self, key: Key, weights: DecoderWeights, calibrate: Calibrate, progress: Progress) -> Entry:
+        """Convert and keep.
+
+        Args:
+            calibrate: finds the scales of int8 keys and values in the same decoder with float32 ones, where the key
+                asks for them.
+            progress: (done, total); may raise, then nothing is left.
 
         Raises:
             DiskFull: there is no room, even after older entries went.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._sweep(_needed_bytes(weights.shape, recipe), keep=key.name)
+        int8 = key.kv == "int8"
+        self._sweep(_needed_bytes(weights.shape, key) * (2 if int8 else 1), keep=key.name)
         temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=self._folder))
         try:
+            recipe = Recipe(key.bits, key.block)
+            if int8:
+                first, progress = _halves(progress)
+                recipe = replace(recipe, kv_scales=_scales(temporary / "first", weights, recipe, calibrate, first))
             _write(temporary, weights, recipe, progress)
             final = self._folder / key.name
             shutil.rmtree(final, ignore_errors=True)
@@ -124,15 +141,41 @@ class OnnxCache:
             )
 
 
-def _needed_bytes(shape: Shape, recipe: Recipe) -> int:
+def _scales(
+    folder: Path, weights: DecoderWeights, recipe: Recipe, calibrate: Calibrate, progress: Progress
+) -> npt.NDArray[np.float32]:
+    """Write the decoder with float32 keys and values, look at them, and remove it again."""
+    folder.mkdir()
+    _write(folder, weights, recipe, progress)
+    try:
+        return calibrate(_read(folder), lambda: progress(0, 0))
+    finally:
+        # Windows holds on to mapped files until the last reference is gone.
+        gc.collect()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _halves(progress: Progress) -> tuple[Progress, Progress]:
+    """One progress for two runs of equal length. A call with a total of 0 only asks whether to go on."""
+    last = (0, 0)
+
+    def first(done: int, total: int) -> None:
+        nonlocal last
+        last = (done, 2 * total) if total else last
+        progress(*last)
+
+    return first, lambda done, total: progress(total + done, 2 * total)
+
+
+def _needed_bytes(shape: Shape, key: Key) -> int:
     numbers = shape.parameters()
     cross = 8 * shape.layers * shape.dim**2 if shape.cross else 0
     embedding = 4 * shape.codebooks * (shape.card + 1) * shape.dim
-    scales = 0 if recipe.bits == 32 else numbers // recipe.block * 4
-    return numbers * recipe.bits // 8 + scales + cross + embedding + 2**20
+    scales = 0 if key.bits == 32 else numbers // key.block * 4
+    return numbers * key.bits // 8 + scales + cross + embedding + 2**20
 
 
-def _write(folder: Path, weights: DecoderWeights, recipe: Recipe, progress: Callable[[int, int], None]) -> None:
+def _write(folder: Path, weights: DecoderWeights, recipe: Recipe, progress: Progress) -> None:
     write_decoder(weights, recipe, folder, progress)
     np.save(folder / EMBEDDING_FILE, weights.embedding())
     if weights.shape.cross:

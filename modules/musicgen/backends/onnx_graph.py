@@ -8,6 +8,7 @@ MatMulNBits (block-quantised weights), GroupQueryAttention, MultiHeadAttention, 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,15 @@ class _Writer:
         progress(shape.layers + 1, shape.layers + 1)
         return self._model()
 
+    def attention_alone(self) -> bytes:
+        """A graph of one self-attention and nothing else."""
+        dim = self._shape.dim
+        self._input("x", self._types.FLOAT, ["rows", "n", dim])
+        self._input("last", self._types.INT32, ["rows"])
+        self._input("total", self._types.INT32, [])
+        self._attend(0, self._linear("x", Linear(np.ones((3 * dim, dim), np.float32), None)))
+        return bytes(self._model().SerializeToString())
+
     def _layer(self, index: int, layer: Layer, x: str, pending: str) -> tuple[str, str]:
         """One layer: from (x, what is still to be added to it) to the same two."""
         normed, x = self._norm(x, pending, layer.norm_self)
@@ -112,9 +122,13 @@ class _Writer:
         return None if scales is None else scales[index]
 
     def _self_attention(self, index: int, x: str, layer: Layer) -> str:
+        scales = self._kv(index)
+        return self._attend(index, self._linear(x, layer.qkv if scales is None else _folded(layer.qkv, scales)))
+
+    def _attend(self, index: int, packed: str) -> str:
+        """Queries, keys and values in one tensor [rows, n, 3 * dim], over the layer's buffers."""
         shape, scales = self._shape, self._kv(index)
         kind = self._types.FLOAT if scales is None else self._types.INT8
-        packed = self._linear(x, layer.qkv if scales is None else _folded(layer.qkv, scales))
         names = kv_names(index)
         for name in names:
             size = ["rows", shape.heads, "room", shape.head_dim]
@@ -221,6 +235,14 @@ class _Writer:
         model = self._helper.make_model(graph, opset_imports=domains, producer_name="audiocraft-webui")
         model.ir_version = IR_VERSION
         return model
+
+
+def int8_attention() -> bytes:
+    """The smallest graph with attention over int8 keys and values, to see whether it can be run."""
+    shape = Shape(8, 1, 1, 8, 1, 1, cross=False, activation="gelu", position_scale=1, max_period=1e4)
+    recipe = Recipe(32, 0, np.ones((1, 2, 1, 8), np.float32))
+    writer = _Writer(shape, recipe, io.BytesIO())
+    return writer.attention_alone()
 
 
 def _folded(qkv: Linear, scales: npt.NDArray[np.float32]) -> Linear:
