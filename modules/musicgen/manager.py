@@ -313,7 +313,7 @@ class ModelManager:
             melody="self_wav" in lm.condition_provider.conditioners,
         )  # fmt: skip
         engine = backends.choose(
-            self.settings, lm, self._device, facts, lambda done, total: progress("loading", done, total, None)
+            self.settings, lm, self._device, facts, lambda done, total: progress("preparing", done, total, None)
         )
         reasons = [text for text in (engine.info.why, self._device_why, why) if text]
         info = engine.info.model_copy(update={"why": "; ".join(reasons)})
