@@ -423,10 +423,10 @@ def test_another_model_takes_the_place_of_the_first(full_cache: Path, managers: 
 
     manager = managers()
     model = manager.ensure("small", Progress())
-    lm = weakref.ref(model.engine._engine._lm)
+    decoder = weakref.ref(model.engine._engine._backend._decoder)
     manager.after_job()
     manager.ensure("medium", Progress())
-    assert lm() is None
+    assert decoder() is None
     assert manager.status()["model"] == "medium"
     assert [info.id for info in manager.catalog.models(loaded="medium") if info.loaded] == ["medium"]
 
@@ -524,8 +524,8 @@ STAGES = {
     "the codec": "audiocraft.models.loaders.load_compression_model",
     "the engine": "modules.musicgen.backends.choose",
     "the text encoder": "audiocraft.modules.conditioners.T5Conditioner.forward",
-    "a step": "audiocraft.models.lm.LMModel._sample_next_token",
-    "decoding": "audiocraft.models.encodec.EncodecModel.decode",
+    "a step": "modules.musicgen.backends.onnx.OnnxPass.feed",
+    "decoding": "modules.musicgen.seanet.SeanetStream.push",
     "encoding": "audiocraft.models.encodec.EncodecModel.encode",
 }
 
@@ -578,9 +578,9 @@ def test_a_model_too_large_for_the_free_memory_is_not_even_tried_and_what_fits_i
     manager = managers()
     monkeypatch.setattr(memory, "available_bytes", lambda _: 2_000_000_000)
     monkeypatch.setattr("audiocraft.models.loaders.load_lm_model", lambda *_, **__: pytest.fail("tried"))
-    with pytest.raises(OutOfMemory, match="small in int8") as caught:
+    with pytest.raises(OutOfMemory, match="small in int4") as caught:
         manager.ensure("medium", Progress())
-    assert {"model": "small", "precision": "int8"} in caught.value.details["fits"]
+    assert {"model": "small", "precision": "int4"} in caught.value.details["fits"]
     assert "medium" not in [fit["model"] for fit in caught.value.details["fits"]]
 
 
@@ -611,7 +611,7 @@ def test_another_error_of_a_step_is_not_taken_for_a_lack_of_memory(
     manager = managers()
     model = manager.ensure("small", Progress())
     with monkeypatch.context() as patch:
-        patch.setattr("audiocraft.models.lm.LMModel._sample_next_token", lambda *_, **__: 1 / 0)
+        patch.setattr("modules.musicgen.backends.onnx.OnnxPass.feed", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             generate(model)
     assert manager.status()["model"] == "small"
