@@ -57,6 +57,7 @@ class Sink(Protocol):
 
     def progress(self, done_steps: int, total_steps: int) -> None:
         """Called after every decoder step, `done_steps` rising by one up to `total_steps` over all takes and windows.
+        While a context is read the last number may be said again.
 
         Raising from here (Cancelled) ends the generation at this step.
         """

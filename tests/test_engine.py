@@ -1,0 +1,278 @@
+"""Our own token loop against audiocraft's, on every backend a CPU can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modules import settings
+from modules.contract import Cancelled, InvalidParameter, ModelBroken
+from modules.musicgen import backends, compat
+from modules.musicgen.engine import Codes, Engine
+from modules.musicgen.patterns import UNKNOWN, DelayPattern
+from tests import decoders
+from tests.decoders import SPEC, Listener
+
+Open = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stack() -> None:
+    import torch
+
+    compat.import_stack()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    kinds: dict[str, dict[str, Any]] = {
+        "mono": {}, "stereo": {"stereo": True}, "prepending": {"prepend": True}, "biased": {"bias": True},
+    }  # fmt: skip
+    return {name: decoders.build(**options) for name, options in kinds.items()}
+
+
+@pytest.fixture(scope="module")
+def engines(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Open:
+    folder, made = tmp_path_factory.mktemp("cache"), {}
+
+    def open_engine(kind: str, backend: str, precision: str = "float32") -> Engine:
+        key = (kind, backend, precision)
+        if key not in made:
+            options = ["--cache-dir", str(folder / kind), "--backend", backend, "--precision", precision]
+            lm = models[kind]
+            made[key] = backends.choose(
+                settings.parse([*options, "--threads", "1"], {}), lm, "cpu", decoders.facts(lm, precision)
+            )
+        return made[key]
+
+    return open_engine
+
+
+def some_codes(frames: int, codebooks: int = 4) -> Codes:
+    return np.random.default_rng(1).integers(0, decoders.CARD, (codebooks, frames))
+
+
+CASES = {
+    "one window": replace(SPEC, duration_s=2.0),
+    "three windows": replace(SPEC, duration_s=4.5),
+    "no guidance": replace(SPEC, cfg_coef=1.0),
+    "strong guidance in two steps": replace(SPEC, cfg_coef=6.0, two_step_cfg=True),
+    "an empty text": replace(SPEC, prompt=""),
+    "a prompt": replace(SPEC, prompt_codes=some_codes(40)),
+    "a prompt that fills the window": replace(SPEC, prompt_codes=some_codes(130)),
+}
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_tokens_are_audiocrafts(engines: Open, backend: str, case: str) -> None:
+    expected = engines("mono", "reference").generate(CASES[case], Listener())
+    assert (engines("mono", backend).generate(CASES[case], Listener()) == expected).all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+@pytest.mark.parametrize("kind", ["stereo", "prepending", "biased"])
+def test_greedy_tokens_of_other_kinds_of_model_are_audiocrafts(engines: Open, backend: str, kind: str) -> None:
+    spec = replace(SPEC, duration_s=2.6)
+    expected = engines(kind, "reference").generate(spec, Listener())
+    assert (engines(kind, backend).generate(spec, Listener()) == expected).all()
+
+
+@pytest.mark.parametrize("two_step", [False, True])
+def test_the_prepended_conditions_of_a_pass_apart_are_padded_as_audiocraft_pads_them(
+    engines: Open, two_step: bool
+) -> None:
+    spec = replace(SPEC, two_step_cfg=two_step, cfg_coef=4.0)
+    expected = engines("prepending", "reference").generate(spec, Listener())
+    assert (engines("prepending", "onnx").generate(spec, Listener()) == expected).all()
+
+
+@pytest.mark.slow
+def test_greedy_tokens_stay_audiocrafts_over_500_steps(models: dict[str, Any], tmp_path: Path) -> None:
+    lm = models["mono"]
+    facts = decoders.facts(lm, window_s=10.0)
+    spec = replace(SPEC, duration_s=10.0)
+    ours, theirs = (
+        backends.choose(settings.parse(["--cache-dir", str(tmp_path), "--backend", name], {}), lm, "cpu", facts)
+        for name in ("onnx", "reference")
+    )
+    expected = theirs.generate(spec, Listener())
+    assert expected.shape[2] == 500
+    assert len({tuple(frame) for frame in expected[0].T}) > 50, "a model that repeats itself shows nothing"
+    assert (ours.generate(spec, Listener()) == expected).all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_a_takes_tokens_do_not_depend_on_the_takes_beside_it(engines: Open, backend: str) -> None:
+    spec = replace(SPEC, temperature=1.0, seeds=(5, 6, 7))
+    engine = engines("mono", backend)
+    together = engine.generate(spec, Listener())
+    alone = [engine.generate(replace(spec, seeds=(seed,)), Listener())[0] for seed in spec.seeds]
+    assert [(a == b).all() for a, b in zip(together, alone, strict=True)] == [True] * 3
+    assert (together[0] != together[1]).any()
+
+
+def test_a_prompt_is_shared_by_the_takes_and_left_out_of_the_answer(engines: Open) -> None:
+    spec = replace(SPEC, temperature=1.0, seeds=(5, 6), prompt_codes=some_codes(60))
+    codes = engines("mono", "onnx").generate(spec, Listener())
+    assert codes.shape == (2, 4, 50)
+    alone = engines("mono", "onnx").generate(replace(spec, seeds=(6,)), Listener())
+    assert (codes[1] == alone[0]).all()
+
+
+@pytest.mark.parametrize("case", ["one window", "three windows", "a prompt"])
+def test_frames_come_as_soon_as_they_are_finished_and_join_to_the_answer(engines: Open, case: str) -> None:
+    listener = Listener()
+    codes = engines("mono", "onnx").generate(replace(CASES[case], seeds=(1, 2)), listener)
+    assert (np.concatenate(listener.pieces, axis=2) == codes).all()
+    assert max(piece.shape[2] for piece in listener.pieces) == 1
+
+
+def test_progress_rises_by_one_to_the_total_over_all_windows(engines: Open) -> None:
+    listener = Listener()
+    engines("mono", "onnx").generate(CASES["three windows"], listener)
+    total = listener.steps[0][1]
+    # While a window reads its context the last number is said again, so that a cancel is heard.
+    assert list(dict.fromkeys(listener.steps)) == [(done, total) for done in range(1, total + 1)]
+    assert listener.steps == sorted(listener.steps)
+
+
+@pytest.mark.parametrize("step", [1, 30, 103])
+def test_a_cancel_is_honoured_at_its_step_and_the_engine_works_on(engines: Open, step: int) -> None:
+    engine, listener = engines("mono", "onnx"), Listener(stop_at=step)
+    with pytest.raises(Cancelled):
+        engine.generate(CASES["one window"], listener)
+    assert listener.steps[-1][0] == step
+    assert engine.generate(SPEC, Listener()).shape == (1, 4, 50)
+
+
+def test_a_cancel_is_heard_while_a_long_prompt_is_read(engines: Open) -> None:
+    listener = Listener(stop_at=0)
+    with pytest.raises(Cancelled):
+        engines("mono", "onnx").generate(CASES["a prompt"], listener)
+    assert listener.steps == [(0, 53)]
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_one_others(engines: Open) -> None:
+    spec = replace(SPEC, temperature=1.0)
+    engine = engines("mono", "onnx")
+    first, again, other = (engine.generate(replace(spec, seeds=(s,)), Listener()) for s in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_the_text_and_the_guidance_change_the_tokens(engines: Open) -> None:
+    engine = engines("mono", "onnx")
+    plain = engine.generate(SPEC, Listener())
+    for change in ({"prompt": "dark techno drums"}, {"cfg_coef": 8.0}):
+        assert (engine.generate(replace(SPEC, **change), Listener()) != plain).any()
+
+
+def test_generating_leaves_pythons_own_generator_where_it_was(engines: Open) -> None:
+    import random
+
+    random.seed(5)
+    before = random.getstate()
+    engines("mono", "onnx").generate(replace(SPEC, temperature=1.0), Listener())
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("change", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}, {"seeds": ()}])
+def test_a_rule_that_cannot_be_is_refused(engines: Open, change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidParameter):
+        engines("mono", "onnx").generate(replace(SPEC, **change), Listener())
+
+
+# ----------------------------------------------------------------------------------------- choosing a backend
+def choose(lm: Any, folder: Path, *flags: str, device: str = "cpu") -> Engine:
+    chosen = settings.parse(["--cache-dir", str(folder), *flags], {})
+    return backends.choose(chosen, lm, device, decoders.facts(lm, "float32"))
+
+
+def test_what_was_picked_and_why_is_told(models: dict[str, Any], tmp_path: Path) -> None:
+    info = choose(models["mono"], tmp_path).info
+    assert (info.backend, info.precision, info.device) == ("onnx", "float32", "cpu")
+    assert "CPU" in info.why
+
+
+def test_a_decoder_of_another_kind_falls_back_to_audiocrafts_loop_and_says_why(tmp_path: Path) -> None:
+    lm = decoders.build()
+    lm.transformer.positional_embedding = "rope"
+    info = choose(lm, tmp_path).info
+    assert info.backend == "reference"
+    assert "rope" in info.why
+    with pytest.raises(InvalidParameter, match="--backend onnx"):
+        choose(lm, tmp_path, "--backend", "onnx")
+
+
+def test_a_backend_of_another_device_is_refused(models: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InvalidParameter, match="--backend cuda"):
+        choose(models["mono"], tmp_path, "--backend", "cuda")
+
+
+def broken(change: Callable[[Any], None]) -> Any:
+    lm = decoders.build()
+    change(lm)
+    return lm
+
+
+def _shorten(lm: Any) -> None:
+    import torch
+
+    lm.transformer.layers[1].linear1.weight = torch.nn.Parameter(torch.zeros(64, 64))
+
+
+def _drop(lm: Any) -> None:
+    lm.transformer.layers[2].self_attn.out_proj.weight = None
+
+
+def _spoil(lm: Any) -> None:
+    lm.linears[3].weight.data[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(_shorten, "layers.1.linear1.weight"), (_drop, "layers.2.self_attn.out_proj.weight"), (_spoil, "linears.3.weight")],
+)
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_a_layer_that_is_missing_misshapen_or_not_finite_is_named_and_never_played(
+    tmp_path: Path, backend: str, change: Callable[[Any], None], words: str
+) -> None:
+    with pytest.raises(ModelBroken, match=words):
+        choose(broken(change), tmp_path, "--backend", backend)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# ------------------------------------------------------------------------------------------- the delay pattern
+@given(st.integers(0, 40), st.integers(0, 40), st.sampled_from([(0, 1, 2, 3), (0, 0, 1, 1, 2, 2, 3, 3), (0,), (1, 4)]))
+def test_spreading_and_gathering_frames_is_the_identity(known: int, new: int, delays: tuple[int, ...]) -> None:
+    pattern = DelayPattern(delays, special=99)
+    codes = np.random.default_rng(0).integers(0, 99, (2, len(delays), known))
+    sequence = pattern.spread(codes, known + new)
+    assert (pattern.gather(sequence, 0, known) == codes).all()
+    assert (sequence == UNKNOWN).sum() == 2 * len(delays) * new
+    assert (sequence[..., 0] == 99).all()
+
+
+@pytest.mark.parametrize("stereo", [False, True])
+@pytest.mark.parametrize(("context", "frames"), [(0, 10), (7, 10), (1, 30)])
+def test_the_pattern_is_audiocrafts(stereo: bool, context: int, frames: int) -> None:
+    import torch
+    from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
+
+    delays = (0, 0, 1, 1, 2, 2, 3, 3) if stereo else (0, 1, 2, 3)
+    theirs = DelayedPatternProvider(len(delays), list(delays)).get_pattern(frames)
+    codes = np.full((1, len(delays), frames), UNKNOWN)
+    codes[..., :context] = np.random.default_rng(0).integers(0, 50, (1, len(delays), context))
+    pattern = DelayPattern(delays, special=50)
+    expected, _, _ = theirs.build_pattern_sequence(torch.from_numpy(codes), 50)
+    assert (pattern.spread(codes[..., :context], frames) == expected.numpy()).all()
+    assert pattern.first_step(context) == theirs.get_first_step_with_timesteps(context)
