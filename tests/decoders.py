@@ -78,9 +78,7 @@ def facts(lm: Any, precision: str = "float32", *, window_s: float = FRAMES / 50)
     )  # fmt: skip
 
 
-SPEC = GenerationSpec(
-    prompt="a warm piano", duration_s=1.0, seeds=(3,), temperature=0.0, top_k=50, extend_stride_s=1.2
-)
+SPEC = GenerationSpec(prompt="a warm piano", duration_s=1.0, seeds=(3,), temperature=0.0, top_k=50, extend_stride_s=1.2)
 
 
 class Listener:

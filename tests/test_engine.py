@@ -240,7 +240,11 @@ def _spoil(lm: Any) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(_shorten, "layers.1.linear1.weight"), (_drop, "layers.2.self_attn.out_proj.weight"), (_spoil, "linears.3.weight")],
+    [
+        (_shorten, "layers.1.linear1.weight"),
+        (_drop, "layers.2.self_attn.out_proj.weight"),
+        (_spoil, "linears.3.weight"),
+    ],
 )
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
 def test_a_layer_that_is_missing_misshapen_or_not_finite_is_named_and_never_played(

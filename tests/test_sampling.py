@@ -24,7 +24,7 @@ def logits(takes: int = 1, codebooks: int = 2, seed: int = 0) -> np.ndarray:
 
 
 def audiocrafts_probabilities(values: np.ndarray, rule: SamplingRule) -> np.ndarray:
-    """What LMModel._sample_next_token draws from, read from audiocraft's own functions by what they hand to multinomial."""
+    """What LMModel._sample_next_token draws from, as audiocraft hands it to its multinomial."""
     import torch
     from audiocraft.utils import utils
 
