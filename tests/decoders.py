@@ -1,4 +1,4 @@
-"""Small random language models of audiocraft's own class, for the engine's tests: no download, real conditioners' form."""
+"""Small random language models of audiocraft's own class for the engine's tests, their conditioners included."""
 
 from __future__ import annotations
 
