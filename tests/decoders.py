@@ -27,7 +27,7 @@ def build(
 
     codebooks = 8 if stereo else 4
     delays = [d for d in range(4) for _ in range(2)] if stereo else list(range(4))
-    fuse = {"cross": [], "prepend": [], "sum": [], "input_interpolate": []}
+    fuse: dict[str, list[str]] = {"cross": [], "prepend": [], "sum": [], "input_interpolate": []}
     fuse["prepend" if prepend else "cross"] = ["description"]
     lm = LMModel(
         DelayedPatternProvider(codebooks, delays), ConditioningProvider({"description": _words(dim)}),

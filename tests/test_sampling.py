@@ -34,8 +34,8 @@ def audiocrafts_probabilities(values: np.ndarray, rule: SamplingRule) -> np.ndar
         handed.append(probs.clone())
         return torch.zeros((*probs.shape[:-1], 1), dtype=torch.long)
 
-    original, utils.multinomial = utils.multinomial, keep
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "multinomial", keep)
         probs = torch.softmax(torch.from_numpy(values) / rule.temperature, dim=-1)
         order = None
         if rule.top_p > 0:
@@ -45,8 +45,6 @@ def audiocrafts_probabilities(values: np.ndarray, rule: SamplingRule) -> np.ndar
             utils.sample_top_k(probs.clone(), rule.top_k)
         else:
             keep(probs, 1)
-    finally:
-        utils.multinomial = original
     found = handed[0]
     return np.asarray(found if order is None else torch.zeros_like(found).scatter(-1, order, found))
 
