@@ -81,10 +81,8 @@ function mixer(host, track, app, parts) {
     { class: 'mixer-actions' },
     button({ label: t('mixer.mixdown'), icon: 'download', press: () => void desk.mixdown() }),
     button({ label: t('mixer.zip'), icon: 'library', press: () => void askZip(app, track) }),
-    el('span', { class: 'push' }),
-    reset,
   );
-  host.replaceChildren(el('h3', { class: 'mixer-title', text: t('card.stems') }), top.element, el('div', { class: 'strips' }, ruler.element, ...[...rows.values()].map((row) => row.element)), actions);
+  host.replaceChildren(el('div', { class: 'section-head' }, el('h3', { class: 'mixer-title', text: t('card.stems') }), reset), top.element, el('div', { class: 'strips' }, ruler.element, ...[...rows.values()].map((row) => row.element)), actions);
 
   const showStrips = () => {
     for (const row of rows.values()) row.show(desk.strips);
