@@ -87,7 +87,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         import huggingface_hub.constants
         import torch
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)  # small tensors: two threads would only wait for each other
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         checkpoints.put_in_cache(home / "hub", checkpoints.make_hub(home / "made"), *REPOS)
