@@ -94,7 +94,7 @@ class Manager(Protocol):
     def ensure(self, model_id: str, progress: Progress) -> LoadedModel: ...
     def preflight(self, model_id: str) -> dict[str, Any]: ...
     def unload(self) -> None: ...
-    def after_job(self) -> None: ...
+    def after_job(self, *, keep: bool = False) -> None: ...
 
 
 class Split(Protocol):
@@ -606,7 +606,7 @@ class Studio:
     def _after_job(self, job: Job) -> None:
         """Tidy up once a job that ran has ended."""
         log.info("job %s (%s) is %s", job.id, job.kind, job.status)
-        self.manager.after_job()
+        self.manager.after_job(keep=job.kind == "load")
         if self.settings.unload_after_gen and self.separator is not None:
             self.separator.unload()
         self.uploads.sweep(self._wanted_uploads())

@@ -196,8 +196,8 @@ class FakeManager:
         self.calls.append("unload")
         self.loaded = None
 
-    def after_job(self) -> None:
-        self.calls.append("after_job")
+    def after_job(self, *, keep: bool = False) -> None:
+        self.calls.append("after_job keep" if keep else "after_job")
 
 
 @dataclass(frozen=True)

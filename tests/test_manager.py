@@ -456,6 +456,9 @@ def test_an_unload_waits_for_the_job_that_uses_the_model(full_cache: Path, manag
 def test_unload_after_gen_lets_go_after_each_job(full_cache: Path, managers: Any) -> None:
     manager = managers(unload_after_gen=True)
     manager.ensure("small", Progress())
+    manager.after_job(keep=True)
+    assert manager.status()["model"] == "small"
+    manager.ensure("small", Progress())
     manager.after_job()
     assert manager.status()["model"] is None
 

@@ -859,3 +859,8 @@ def test_a_stop_is_quick_and_a_start_goes_on(tmp_path: Path) -> None:
 def test_after_each_job_the_model_may_be_given_back(place: Workplace) -> None:
     place.make()
     until(lambda: "after_job" in place.manager.calls)
+
+
+def test_a_model_that_was_asked_for_by_name_is_not_given_back_at_once(place: Workplace) -> None:
+    place.ended(place.studio.load_model("wide"))
+    until(lambda: "after_job keep" in place.manager.calls)

@@ -197,11 +197,11 @@ class ModelManager:
                 return
         self._let_go()
 
-    def after_job(self) -> None:
-        """The job that called `ensure` has ended."""
+    def after_job(self, *, keep: bool = False) -> None:
+        """The job that called `ensure` has ended; `keep` when loading the model was all that it was for."""
         with self._lock:
             self._in_use = False
-            unload = self._unload_wanted or self.settings.unload_after_gen
+            unload = self._unload_wanted or (self.settings.unload_after_gen and not keep)
             if not unload:
                 self._start_timer()
         if unload:
