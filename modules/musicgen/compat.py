@@ -21,17 +21,21 @@ import importlib.machinery
 import importlib.util
 import logging
 import os
+import re
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 _lock = threading.Lock()
+_layers_wanted: ContextVar[list[dict[str, Any]] | None] = ContextVar("_layers_wanted", default=None)
+_LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
 _MARK = "_studio_compat"
 DEMUCS_CLASSES = frozenset({"demucs.htdemucs.HTDemucs", "demucs.hdemucs.HDemucs", "demucs.demucs.Demucs"})
 """What a demucs safetensors file may ask to be made of; its loader would import and call anything."""
@@ -183,10 +187,46 @@ def _read_both_folder_forms() -> None:
         folder = Path(file_or_url_or_id)
         if filename is None or not folder.is_dir():
             return original(file_or_url_or_id, filename, device, cache_dir)
-        return read_checkpoint(folder, filename, device)
+        package = read_checkpoint(folder, filename, device)
+        wanted = _layers_wanted.get()
+        return package if wanted is None else _with_one_layer(package, wanted)
 
     setattr(get_state_dict, _MARK, True)
     loaders._get_state_dict = get_state_dict  # noqa: SLF001
+
+
+@contextmanager
+def layer_by_layer() -> Iterator[list[dict[str, Any]]]:
+    """Language models loaded in here get their first decoder layer alone.
+
+    Yields:
+        a list that loading fills with the parameters of every layer, {name inside the layer: tensor}; from a
+        checkpoint that can be mapped they cost no memory until they are read.
+    """
+    layers: list[dict[str, Any]] = []
+    token = _layers_wanted.set(layers)
+    try:
+        yield layers
+    finally:
+        _layers_wanted.reset(token)
+
+
+def _with_one_layer(package: dict[str, Any], layers: list[dict[str, Any]]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    if "best_state" not in package or "xp.cfg" not in package:
+        return package
+    config = OmegaConf.create(package["xp.cfg"])
+    layers[:] = [{} for _ in range(int(config.transformer_lm.num_layers))]
+    kept = {}
+    for name, tensor in package["best_state"].items():
+        found = _LAYER.fullmatch(name)
+        if found is not None and int(found[1]) < len(layers):
+            layers[int(found[1])][found[2]] = tensor
+        if found is None or found[1] == "0" or int(found[1]) >= len(layers):
+            kept[name] = tensor
+    config.transformer_lm.num_layers = 1
+    return {**package, "best_state": kept, "xp.cfg": OmegaConf.to_yaml(config)}
 
 
 def config_name(state_name: str) -> str:

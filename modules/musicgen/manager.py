@@ -302,7 +302,8 @@ class ModelManager:
     def _load(self, entry: Entry, precision: str, why: str, progress: Progress) -> LoadedModel:
         folder = entry.folder or _snapshot(entry)
         with _no_network():
-            lm, compression = load_modules(entry, folder, self._device, precision)
+            whole = not backends.reads_layer_by_layer(self.settings, self._device)
+            lm, compression = load_modules(entry, folder, self._device, precision, whole=whole)
         _check_match(entry, lm, compression)
         digest = checkpoint_hash(folder, self.settings.cache_dir)
         facts = ModelFacts(
@@ -312,9 +313,7 @@ class ModelManager:
             max_window_s=float(lm.cfg.dataset.segment_duration),
             melody="self_wav" in lm.condition_provider.conditioners,
         )  # fmt: skip
-        engine = backends.choose(
-            self.settings, lm, self._device, facts, lambda done, total: progress("preparing", done, total, None)
-        )
+        engine = self._engine(entry, folder, lm, facts, progress)
         reasons = [text for text in (engine.info.why, self._device_why, why) if text]
         info = engine.info.model_copy(update={"why": "; ".join(reasons)})
         return LoadedModel(
@@ -324,6 +323,17 @@ class ModelManager:
             sample_rate_hz=facts.sample_rate_hz, frame_rate_hz=facts.frame_rate_hz, channels=facts.channels,
             codebooks=facts.codebooks, max_window_s=facts.max_window_s,
         )  # fmt: skip
+
+    def _engine(self, entry: Entry, folder: Path, lm: Any, facts: ModelFacts, progress: Progress) -> Engine:
+        def converted(done: int, total: int) -> None:
+            progress("preparing", done, total, None)
+
+        try:
+            return backends.choose(self.settings, lm, self._device, facts, converted)
+        except backends.NeedsWholeModel:
+            with _no_network():
+                lm, _ = load_modules(entry, folder, self._device, "float32", whole=True)
+            return backends.choose(self.settings, lm, self._device, replace(facts, precision="float32"), converted)
 
     # ---------------------------------------------------------------------------------------- out of memory
     @contextmanager
@@ -415,10 +425,11 @@ class _GuardedEngine:
 
 
 # ------------------------------------------------------------------------------------------------- the modules
-def load_modules(entry: Entry, folder: Path, device: str, precision: str) -> tuple[Any, Any]:
+def load_modules(entry: Entry, folder: Path, device: str, precision: str, *, whole: bool = True) -> tuple[Any, Any]:
     """The LMModel and the CompressionModel of a folder, through audiocraft's own loaders, in eval mode on `device`.
 
-    A stereo model's codec comes wrapped, so that it takes and gives two channels.
+    A stereo model's codec comes wrapped, so that it takes and gives two channels. Where the LMModel need not be
+    `whole` it has one decoder layer, and `layer_states` with the parameters of all.
     """
     import torch
 
@@ -430,7 +441,12 @@ def load_modules(entry: Entry, folder: Path, device: str, precision: str) -> tup
 
         # Both loaders refuse a checkpoint that leaves a weight out.
         with compat.unfilled_weights():
-            lm = loaders.load_lm_model(folder, device=device)
+            if whole:
+                lm = loaders.load_lm_model(folder, device=device)
+            else:
+                with compat.layer_by_layer() as layers:
+                    lm = loaders.load_lm_model(folder, device=device)
+                lm.layer_states = layers
             compression = loaders.load_compression_model(folder, device=device)
         compression = builders.get_wrapped_compression_model(compression, lm.cfg)
     conditioners = lm.condition_provider.conditioners

@@ -56,6 +56,18 @@ def ladder(settings: Settings, device: str) -> list[tuple[str, str]]:
     return [("float16", "half precision, as audiocraft on a GPU")]
 
 
+class NeedsWholeModel(Exception):
+    """Only audiocraft's own loop can run this model, and it was loaded with one layer."""
+
+
+def reads_layer_by_layer(settings: Settings, device: str) -> bool:
+    """Whether `choose` is content with an LMModel of one layer and `layer_states`, the parameters of all of them.
+
+    A converted decoder needs no torch weights at all, and a conversion one layer's at a time.
+    """
+    return _backend(settings, device) == "onnx"
+
+
 def choose(
     settings: Settings, lm: Any, device: str, facts: ModelFacts, progress: Progress = lambda _done, _total: None
 ) -> Engine:
@@ -63,13 +75,15 @@ def choose(
 
     Args:
         settings: backend, threads, the cache's folder.
-        lm: audiocraft's LMModel, in eval mode on `device`. The onnx backend keeps its conditioners alone.
+        lm: audiocraft's LMModel, in eval mode on `device`. The onnx backend keeps its conditioners alone; where
+            `reads_layer_by_layer` says so it may have one layer.
         device: "cpu", "cuda" or "mps".
         progress: told of a conversion.
     Raises:
         ModelBroken: a layer is missing or has another shape.
         DiskFull: there is no room for a conversion.
         InvalidParameter: --backend names one that does not run on this device.
+        NeedsWholeModel: only the reference backend can run the model and it has one layer.
     """
     from modules.musicgen.backends.reference import ReferenceEngine
     from modules.musicgen.backends.weights import DecoderWeights, Unsupported
@@ -87,6 +101,8 @@ def choose(
     except Unsupported as reason:
         if settings.backend != "auto":
             raise InvalidParameter(f"--backend {settings.backend}: {facts.model} needs another, {reason}") from reason
+        if "layer_states" in vars(lm):
+            raise NeedsWholeModel(str(reason)) from reason
         log.warning("%s runs on audiocraft's own loop: %s", facts.model, reason)
         return ReferenceEngine(lm, device, facts, why=f"audiocraft's own loop, because {reason}")
     return LoopEngine(backend, conditioner, pattern, facts)

@@ -86,11 +86,15 @@ class Layer:
 
 
 class DecoderWeights:
-    """Reads an LMModel's parameters as float32 arrays, a layer at a time so that a large model is never held twice."""
+    """Reads an LMModel's parameters as float32 arrays, a layer at a time so that a large model is never held twice.
+
+    An LMModel with `layer_states` has one layer, which is filled with each layer's parameters in turn.
+    """
 
     def __init__(self, lm: Any) -> None:
         self._lm: Any = lm
-        self.shape = _shape(lm)
+        self._states: list[dict[str, Any]] | None = vars(lm).get("layer_states")
+        self.shape = _shape(lm, len(self._states) if self._states else len(lm.transformer.layers))
 
     def embedding(self) -> Floats:
         """float32 [K, card + 1, dim]; the last row of each is the special token's."""
@@ -107,8 +111,20 @@ class DecoderWeights:
         return digest.hexdigest()
 
     def layers(self) -> Iterator[Layer]:
-        for index, layer in enumerate(self._lm.transformer.layers):
-            yield self._layer(layer, f"transformer.layers.{index}")
+        for index in range(self.shape.layers):
+            yield self._layer(self._module(index), f"transformer.layers.{index}")
+
+    def _module(self, index: int) -> Any:
+        if self._states is None:
+            return self._lm.transformer.layers[index]
+        layer = self._lm.transformer.layers[0]
+        try:
+            # The module rewrites the mapping it is given.
+            layer.load_state_dict(dict(self._states[index]))
+        except RuntimeError as error:
+            words = " ".join(str(error).split())[:300]
+            raise ModelBroken(f"transformer.layers.{index} does not fit the model: {words}") from error
+        return layer
 
     def head(self) -> tuple[Norm, Linear]:
         """The last norm and all codebooks' output layers as one, [K * card, dim]."""
@@ -148,17 +164,16 @@ def positions(first: int, count: int, shape: Shape) -> Floats:
     return np.asarray(np.float32(shape.position_scale) * sine, np.float32)
 
 
-def _shape(lm: Any) -> Shape:
+def _shape(lm: Any, layers: int) -> Shape:
     transformer = lm.transformer
-    layers = list(transformer.layers)
     if not layers:
         raise ModelBroken("the decoder has no layers")
-    first = layers[0]
+    first = transformer.layers[0]
     _refuse_other_kinds(lm, first)
     return Shape(
         dim=int(lm.dim),
         heads=int(first.self_attn.num_heads),
-        layers=len(layers),
+        layers=layers,
         hidden=int(first.linear1.weight.shape[0]),
         codebooks=int(lm.n_q),
         card=int(lm.card),
