@@ -125,7 +125,7 @@ def engine(lm: Any, size: str, precision: str, cache: Path, threads: int) -> Any
 
 
 # ---------------------------------------------------------------------------------------------- one step, both sides
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 @contextmanager
@@ -445,7 +445,8 @@ def show(result: dict[str, Any]) -> None:
                 pace = float(seconds) * FRAME_RATE / took
                 print(f"  {name:14s} {took:8.1f} s  {against:5.1f}x  {pace:5.1f} steps/s{aim}")
     theirs, ours, apart = (result["codec_s"][name] for name in ("audiocraft", "ours", "difference_db"))
-    print(f"\ncodec: audiocraft {theirs:.2f} s, ours {ours:.2f} s, {theirs / ours:.2f}x (at least 1.6x), {apart:.0f} dB apart")
+    print(f"\ncodec: audiocraft {theirs:.2f} s, ours {ours:.2f} s, {theirs / ours:.2f}x (at least 1.6x), "
+          f"{apart:.0f} dB apart")  # fmt: skip
     print("first sound (at most 2 s):", ", ".join(f"{k} {v:.2f} s" for k, v in result["first_sound_s"].items()))
     print("peak memory:", ", ".join(f"{k} {v / 2**20:.0f} MB" for k, v in result["memory"].items()))
     print("logits against audiocraft's, random weights:")

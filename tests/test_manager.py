@@ -148,7 +148,7 @@ def test_first_use_fetches_every_part_from_the_hub_and_makes_music(
     manager, progress = managers(), Progress()
     assert manager.catalog.info(model_id).state == "downloadable"
     model = manager.ensure(model_id, progress)
-    assert progress.phases() == ["downloading", "loading", "preparing"]
+    assert progress.phases() == ["downloading", "loading"]
     downloads = [entry for entry in progress.said if entry[0] == "downloading"]
     assert downloads[-1][1] == downloads[-1][2] > 100_000
     codes = generate(model)
@@ -423,10 +423,10 @@ def test_another_model_takes_the_place_of_the_first(full_cache: Path, managers: 
 
     manager = managers()
     model = manager.ensure("small", Progress())
-    decoder = weakref.ref(model.engine._engine._backend._decoder)
+    lm = weakref.ref(model.engine._engine._lm)
     manager.after_job()
     manager.ensure("medium", Progress())
-    assert decoder() is None
+    assert lm() is None
     assert manager.status()["model"] == "medium"
     assert [info.id for info in manager.catalog.models(loaded="medium") if info.loaded] == ["medium"]
 
@@ -439,7 +439,7 @@ def test_status_is_what_health_needs_before_and_after(full_cache: Path, managers
     health = Health(version="1", queue={}, **manager.status())
     assert (health.stack, health.model, health.model_state) == ("ready", "small", "loaded")
     assert health.engine is not None
-    assert (health.engine.backend, health.engine.device) == ("onnx", "cpu")
+    assert (health.engine.backend, health.engine.device) == ("reference", "cpu")
     assert health.engine.why
     assert health.device_name
 
@@ -527,7 +527,7 @@ STAGES = {
     "the codec": "audiocraft.models.loaders.load_compression_model",
     "the engine": "modules.musicgen.backends.choose",
     "the text encoder": "audiocraft.modules.conditioners.T5Conditioner.forward",
-    "a step": "modules.musicgen.backends.onnx.OnnxPass.feed",
+    "a step": "audiocraft.models.lm.LMModel._sample_next_token",
     "decoding": "modules.musicgen.seanet.SeanetStream.push",
     "encoding": "audiocraft.models.encodec.EncodecModel.encode",
 }
@@ -579,11 +579,11 @@ def test_a_model_too_large_for_the_free_memory_is_not_even_tried_and_what_fits_i
     full_cache: Path, managers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = managers()
-    monkeypatch.setattr(memory, "available_bytes", lambda _: 2_000_000_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 4_000_000_000)
     monkeypatch.setattr("audiocraft.models.loaders.load_lm_model", lambda *_, **__: pytest.fail("tried"))
-    with pytest.raises(OutOfMemory, match="small in int4") as caught:
+    with pytest.raises(OutOfMemory, match="small in float32") as caught:
         manager.ensure("medium", Progress())
-    assert {"model": "small", "precision": "int4"} in caught.value.details["fits"]
+    assert {"model": "small", "precision": "float32"} in caught.value.details["fits"]
     assert "medium" not in [fit["model"] for fit in caught.value.details["fits"]]
 
 
@@ -602,9 +602,9 @@ def test_the_ladder_is_gone_down_until_something_fits(
         return load(*args, **kwargs)
 
     monkeypatch.setattr(loaders, "load_lm_model", load_once_out_of_memory)
-    monkeypatch.setattr(backends, "ladder", lambda *_: [("int8", "first"), ("int4", "smaller")])
+    monkeypatch.setattr(backends, "ladder", lambda *_: [("float32", "first"), ("bfloat16", "smaller")])
     model = managers().ensure("small", Progress())
-    assert model.engine_info.precision == "int4"
+    assert model.engine_info.precision == "bfloat16"
     assert "smaller" in model.engine_info.why
 
 
@@ -614,7 +614,7 @@ def test_another_error_of_a_step_is_not_taken_for_a_lack_of_memory(
     manager = managers()
     model = manager.ensure("small", Progress())
     with monkeypatch.context() as patch:
-        patch.setattr("modules.musicgen.backends.onnx.OnnxPass.feed", lambda *_, **__: 1 / 0)
+        patch.setattr("audiocraft.models.lm.LMModel._sample_next_token", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             generate(model)
     assert manager.status()["model"] == "small"
@@ -657,7 +657,8 @@ def test_the_estimate_knows_the_published_sizes(managers: Any, model_id: str, we
 
 # ----------------------------------------------------------------------------------------- memory for real
 @pytest.mark.slow
-def test_an_unloaded_models_memory_really_goes_back(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("backend", "share"), [("reference", 0.9), ("onnx", 0.25)])
+def test_an_unloaded_models_memory_really_goes_back(made: Path, tmp_path: Path, backend: str, share: float) -> None:
     code = """
         import sys
         from pathlib import Path
@@ -671,7 +672,8 @@ def test_an_unloaded_models_memory_really_goes_back(made: Path, tmp_path: Path) 
         compat.import_stack()
         models = Path(sys.argv[1])
         checkpoints.make_model(models / "sizeable", dim=384, layers=8)
-        manager = ModelManager(Settings(models_dir=models, cache_dir=models.parent / "c", threads=1, offline=True))
+        manager = ModelManager(Settings(models_dir=models, cache_dir=models.parent / "c", threads=1, offline=True,
+                                        backend=sys.argv[2]))
         spec = GenerationSpec(prompt="warm piano", duration_s=0.2, seeds=(1,), top_k=50)
         for _ in range(3):
             model = manager.ensure("sizeable", Progress())
@@ -686,13 +688,13 @@ def test_an_unloaded_models_memory_really_goes_back(made: Path, tmp_path: Path) 
     cache = tmp_path / "hub"
     checkpoints.put_in_cache(cache, made, T5_REPO)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path / "models")], cwd=ROOT, check=False,
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path / "models"), backend], cwd=ROOT, check=False,
         env={**os.environ, "HF_HUB_CACHE": str(cache)}, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     rounds = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
     assert len(rounds) == 3
     for loaded, after, weights in rounds:
-        assert loaded - after > 0.9 * weights
+        assert loaded - after > share * weights
     # What is left must not grow from one load to the next either.
     assert rounds[2][1] - rounds[1][1] < 0.1 * rounds[0][2]

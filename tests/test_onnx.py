@@ -197,6 +197,55 @@ def test_keys_and_values_far_out_in_the_window_are_not_clipped(lm: Any, folder: 
     assert relative_rms(found, fed(OnnxPass(exact, conditions(lm), STEPS, 15), tokens)) < 0.04
 
 
+# ---------------------------------------------------------------------------------------------- layer by layer
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import checkpoints
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    checkpoints.make_lm(folder, layers=3)
+    return folder
+
+
+def states(folder: Path) -> dict[str, Any]:
+    return dict(compat.read_checkpoint(folder, "state_dict.bin"))
+
+
+def test_a_checkpoint_read_layer_by_layer_gives_the_same_parameters(checkpoint: Path) -> None:
+    package = states(checkpoint)
+    layers: list[dict[str, Any]] = []
+    trimmed = compat._with_one_layer(package, layers)
+    whole, single = (
+        decoders.build(dim=32, heads=2, layers=3, card=64),
+        decoders.build(dim=32, heads=2, layers=1, card=64),
+    )
+    single.layer_states = [dict(layer.state_dict()) for layer in whole.transformer.layers]
+    for ours, theirs in zip(DecoderWeights(single).layers(), DecoderWeights(whole).layers(), strict=True):
+        assert (ours.qkv.weight == theirs.qkv.weight).all()
+        assert (ours.feed_out.weight == theirs.feed_out.weight).all()
+    assert len(layers) == 3
+    names = {name for name in package["best_state"] if name.startswith("transformer.layers.")}
+    assert {f"transformer.layers.{i}.{name}" for i, layer in enumerate(layers) for name in layer} == names
+    assert not [name for name in trimmed["best_state"] if name.startswith("transformer.layers.1.")]
+
+
+@pytest.mark.parametrize("fault", ["missing", "misshapen", "unknown"])
+def test_a_layers_fault_is_named_when_it_is_read(tmp_path: Path, fault: str) -> None:
+    import torch
+
+    whole, lm = decoders.build(dim=32, heads=2, layers=3, card=64), decoders.build(dim=32, heads=2, layers=1, card=64)
+    lm.layer_states = [dict(layer.state_dict()) for layer in whole.transformer.layers]
+    if fault == "missing":
+        del lm.layer_states[2]["linear1.weight"]
+    elif fault == "misshapen":
+        lm.layer_states[2]["linear1.weight"] = torch.zeros(3, 3)
+    else:
+        lm.layer_states[2]["linear9.weight"] = torch.zeros(3, 3)
+    with pytest.raises(ModelBroken, match=r"layers\.2.*linear"):
+        convert(lm, tmp_path, "int8")
+    assert entries(tmp_path) == []
+
+
 # ---------------------------------------------------------------------------------------------------- the cache
 @pytest.fixture
 def small() -> Any:
