@@ -688,7 +688,8 @@ def test_an_unloaded_models_memory_really_goes_back(made: Path, tmp_path: Path, 
     cache = tmp_path / "hub"
     checkpoints.put_in_cache(cache, made, T5_REPO)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path / "models"), backend], cwd=ROOT, check=False,
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path / "models"), backend],
+        cwd=ROOT, check=False,
         env={**os.environ, "HF_HUB_CACHE": str(cache)}, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
