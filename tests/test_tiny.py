@@ -161,6 +161,25 @@ def test_another_prompt_gives_other_tokens(models: tuple[Any, Any]) -> None:
     assert not np.array_equal(codes[0], codes[1])
 
 
+def test_the_loss_of_the_training_is_audiocrafts(models: tuple[Any, Any]) -> None:
+    import torch
+    from audiocraft.modules.conditioners import ConditioningAttributes
+
+    from training.lm import losses
+
+    lm, _ = models
+    codes = torch.randint(0, 2048, (2, 4, 40))
+    prompts = ["techno, 128 bpm", None]
+    with torch.no_grad():
+        ours = losses(lm, codes, [understand(p) for p in prompts])
+        attributes = [ConditioningAttributes(text={"description": p}) for p in prompts]
+        theirs = lm.compute_predictions(codes, attributes)
+    for k in range(4):
+        valid = theirs.mask[:, k]
+        expected = torch.nn.functional.cross_entropy(theirs.logits[:, k][valid], codes[:, k][valid])
+        assert float(ours[k]) == pytest.approx(float(expected), rel=1e-4)
+
+
 # --- the codec -------------------------------------------------------------------------------------------------------
 
 

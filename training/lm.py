@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from training.muon import Muon  # noqa: E402
 
 log = logging.getLogger(__name__)
 AVERAGE_EVERY = 5
+GUIDANCE = ((1.0, 2.0, 3.0), None, True, (0.1, 0.2, 0.7))  # cfg_coef of guided training: what people sample with
 EASY_SHARE = 0.25  # of the frames whose code merely follows, this many enter the loss
 
 
@@ -160,7 +160,12 @@ class Tables(nn.Module):
 
 
 def losses(
-    lm: LMModel, codes: Tensor, read: list[Understanding], easy_share: float = 1.0, tables: Tables | None = None
+    lm: LMModel,
+    codes: Tensor,
+    read: list[Understanding],
+    easy_share: float = 1.0,
+    tables: Tables | None = None,
+    guidance: float = 1.0,
 ) -> Tensor:
     """Cross-entropy in nats for each codebook: [K]. The same as audiocraft's compute_predictions, on fewer frames.
 
@@ -169,30 +174,39 @@ def losses(
         tables: in place of the model's own.
         easy_share: share of the frames kept whose code repeats or follows the one before; they are weighted up, so the
             expectation does not change.
+        guidance: the loss of the guided distribution, as sampling with this cfg_coef has it. The unconditional half
+            gives no gradient: it stays the corpus' own distribution.
     """
     batch, books, frames = codes.shape
     sequence = torch.full((batch, books, frames), lm.special_token_id, dtype=torch.long, device=codes.device)
     for k in range(books):  # the delay pattern: step s shows codebook k of frame s - 1 - k
         sequence[:, k, 1 + k :] = codes[:, k, : frames - 1 - k]
-    conditioner = lm.condition_provider.conditioners["description"]
-    condition = conditioner(conditioner.tokenize_read(read))
     embeddings, outputs = tables() if tables else ([e.weight for e in lm.emb], [o.weight for o in lm.linears])
-    hidden = sum(functional.embedding(sequence[:, k], embeddings[k]) for k in range(books))
-    hidden, cross = lm.fuser(hidden, {"description": condition})
-    hidden = lm.out_norm(lm.transformer(hidden, cross_attention_src=cross))
+    hidden = _hidden(lm, sequence, embeddings, read)
+    if guidance != 1:
+        with torch.no_grad():
+            free = _hidden(lm, sequence, embeddings, [Understanding()] * batch)
+        # the output layers are linear: guiding their input guides the logits
+        hidden = guidance * hidden + (1 - guidance) * free
     out = []
     for k in range(books):
-        target = codes[:, k, : frames - k]
-        if easy_share < 1:
-            before = functional.pad(target, (1, 0), value=-5)[:, :-1]
-            easy = (target == before) | (target == before + 1)
-            keep = ~easy | (torch.rand(target.shape, device=codes.device) < easy_share)
-            weight = torch.where(easy, 1 / easy_share, 1.0)[keep]
-            each = functional.cross_entropy(hidden[:, k:][keep] @ outputs[k].T, target[keep], reduction="none")
-            out.append((each * weight).sum() / target.numel())
-        else:
-            out.append(functional.cross_entropy((hidden[:, k:] @ outputs[k].T).flatten(0, 1), target.flatten()))
+        target, states = codes[:, k, : frames - k], hidden[:, k:]
+        before = functional.pad(target, (1, 0), value=-5)[:, :-1]
+        easy = (target == before) | (target == before + 1)
+        keep = ~easy | (torch.rand(target.shape, device=codes.device) < easy_share)
+        weight = torch.where(easy, 1 / easy_share, 1.0)[keep]
+        each = functional.cross_entropy(states[keep] @ outputs[k].T, target[keep], reduction="none")
+        out.append((each * weight).sum() / target.numel())
     return torch.stack(out)
+
+
+def _hidden(lm: LMModel, sequence: Tensor, embeddings: list[Tensor], read: list[Understanding]) -> Tensor:
+    """The transformer's last states [B, S, dim] for a sequence [B, K, S]."""
+    conditioner = lm.condition_provider.conditioners["description"]
+    condition = conditioner(conditioner.tokenize_read(read))
+    hidden = sum(functional.embedding(sequence[:, k], embedding) for k, embedding in enumerate(embeddings))
+    hidden, cross = lm.fuser(hidden, {"description": condition})
+    return lm.out_norm(lm.transformer(hidden, cross_attention_src=cross))
 
 
 @dataclass
@@ -222,10 +236,31 @@ def fresh(recipe: Recipe, device: str) -> State:
     return State(lm, tables, {k: v.detach().clone() for k, v in lm.state_dict().items()}, [muon, adam])
 
 
-def _average(state: State) -> None:
-    """Move the average towards the weights of now; over the last eighth of the steps, 25 at least."""
+def _update(state: State, codes: Tensor, read: list[Understanding], guidance: float) -> Tensor:
+    """One step of the optimisers; the loss of each codebook [K].
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
+    each = losses(state.lm, codes, read, EASY_SHARE, state.tables, guidance)
+    if not bool(torch.isfinite(each).all()):
+        raise RuntimeError(f"the loss is {each.tolist()} at step {state.step}")
+    for optimiser in state.optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    each.mean().backward()
+    trained = [p for o in state.optimisers for group in o.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    for optimiser in state.optimisers:
+        optimiser.step()
+    state.step += 1
+    state.frames += codes.shape[0] * codes.shape[2]
+    return each.detach()
+
+
+def _average(state: State, steps: float) -> None:
+    """Move the average towards the weights of now; it covers about the last `steps`."""
     state.tables.write_to(state.lm)
-    share = AVERAGE_EVERY / max(25.0, state.step / 8)
+    share = AVERAGE_EVERY / steps
     for name, value in state.lm.state_dict().items():
         state.average[name].lerp_(value, min(1.0, share))
 
@@ -281,52 +316,44 @@ def _held_out_example(index: int, frames: int) -> tuple[np.ndarray, Understandin
     return tokens(score)[:, :frames], understand(caption(score, np.random.default_rng(index), full=True))
 
 
-def train(path: Path, minutes: float, device: str, recipe: Recipe, *, decay: bool = False, long: bool = False) -> State:
+def train(
+    path: Path,
+    minutes: float,
+    device: str,
+    recipe: Recipe,
+    *,
+    decay: bool = False,
+    long: bool = False,
+    guided: bool = False,
+) -> State:
     """Train for some minutes, from `path` where it exists, and keep a checkpoint there every two.
 
     decay: bring the learning rate to zero over these minutes (the last stage).
     long: windows of recipe.long_frames.
+    guided: learn the distribution that sampling with guidance has (see GUIDANCE), not the conditional one alone.
     """
-    state, recipe = resume(path, device) if path.exists() else (fresh(recipe, device), recipe)
+    state, kept = resume(path, device) if path.exists() else (fresh(recipe, device), recipe)
+    recipe = replace(kept, batch=recipe.batch or kept.batch)
     lm = state.lm.train()
     log.info("parameters %.2f M, step %d", sum(p.numel() for p in lm.parameters()) / 1e6, state.step)
-    began, saved, running = time.monotonic(), time.monotonic(), None
+    began, saved, running = time.monotonic(), time.monotonic(), torch.zeros(0)
     frames = recipe.long_frames if long else recipe.frames
     size = max(1, recipe.batch * recipe.frames // frames)
-    source = (
-        batches(state.step + 1, recipe.batch, frames)
-        if size == recipe.batch
-        else batches(state.step * 3 + 500_000, size, frames)
-    )
+    # no clip is seen twice: examples are counted in the smallest batch
+    source = batches(state.frames // frames // size + 1 + (500_000 if long else 0), size, frames)
+    chance = np.random.default_rng(state.step)
     while (elapsed := time.monotonic() - began) < minutes * 60:
         rate = min(1.0, (state.step + 1) / 20) * ((1 - elapsed / (minutes * 60)) if decay else 1.0)
         for optimiser, lr in zip(state.optimisers, (recipe.lr, recipe.table_lr), strict=True):
             optimiser.param_groups[0]["lr"] = lr * max(rate, 0.01)
         codes, read = next(source)
-        each = losses(lm, codes.to(device), read, EASY_SHARE, state.tables)
-        loss = each.mean()
-        for optimiser in state.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for o in state.optimisers for g in o.param_groups for p in g["params"]], 1.0)
-        for optimiser in state.optimisers:
-            optimiser.step()
-        state.step += 1
-        state.frames += codes.shape[0] * codes.shape[2]
+        each = _update(state, codes.to(device), read, float(chance.choice(*GUIDANCE)) if guided else 1.0)
         if state.step % AVERAGE_EVERY == 0:
-            _average(state)
-        running = each.detach() if running is None else running * 0.97 + each.detach() * 0.03
-        if not math.isfinite(loss.item()):
-            raise RuntimeError(f"the loss is {float(loss)} at step {state.step}")
+            _average(state, 25.0 if decay else max(25.0, state.step / 8))
+        running = running * 0.97 + each * 0.03 if len(running) else each
         if state.step % 20 == 0:
-            log.info(
-                "step %d %.0f s loss %.4f %s (%d frames a step)",
-                state.step,
-                elapsed,
-                running.mean(),
-                [round(float(v), 3) for v in running],
-                codes.shape[0] * codes.shape[2],
-            )
+            losses_now = [round(float(v), 3) for v in running]
+            log.info("step %d %.0f s loss %.4f %s", state.step, elapsed, running.mean(), losses_now)
         if time.monotonic() - saved > 120:
             state.seconds += time.monotonic() - saved
             saved = time.monotonic()

@@ -1,7 +1,7 @@
 """Make the embedded model, stage by stage; every stage resumes from its checkpoint.
 
     python -m training.make --stage lm --minutes 30 --device cuda
-    python -m training.make --stage lm --minutes 10 --long --decay      the last minutes: long windows, rate to zero
+    python -m training.make --stage lm --minutes 10 --long --guided --decay      the last minutes
     python -m training.make --stage codec|export|classifier|evaluate|separator
 
 Checkpoints go to --work (default .cache/training), the finished model to --out (default models/).
@@ -28,6 +28,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=200, help="evaluate: held-out prompts")
     parser.add_argument("--seconds", type=float, default=10.0, help="evaluate: length of a clip")
     parser.add_argument("--long", action="store_true", help="lm: windows of the model's whole length")
+    parser.add_argument("--guided", action="store_true", help="lm: learn what sampling with guidance gives")
     parser.add_argument("--decay", action="store_true", help="lm: bring the learning rate to zero over these minutes")
     parser.add_argument("--batch", type=int, default=0, help="lm: clips a step; a GPU likes 128")
     parser.add_argument("--layers", type=int, default=0, help="lm: layers of a model begun now")
@@ -38,8 +39,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def _train_lm(args: argparse.Namespace) -> None:
     from training import lm
 
-    asked = {name: getattr(args, name) for name in ("batch", "layers", "dim") if getattr(args, name)}
-    lm.train(args.work / "lm.pt", args.minutes, args.device, lm.Recipe(**asked), decay=args.decay, long=args.long)
+    asked = {name: getattr(args, name) for name in ("layers", "dim") if getattr(args, name)}
+    begun = (args.work / "lm.pt").exists()
+    asked["batch"] = args.batch or (0 if begun else lm.Recipe.batch)  # 0 keeps the checkpoint's
+    how = {name: getattr(args, name) for name in ("decay", "long", "guided")}
+    lm.train(args.work / "lm.pt", args.minutes, args.device, lm.Recipe(**asked), **how)
 
 
 def main(argv: list[str] | None = None) -> None:
