@@ -9,7 +9,7 @@ from modules.musicgen import compat
 
 compat.prepare()
 
-from modules.musicgen.tiny.codec import LayeredCodec  # noqa: E402
+from modules.musicgen.tiny.codec import PULSE_SOUND, LayeredCodec  # noqa: E402
 from training.codec.layout import CARD, PULSE_BASE, PULSES, TUNING, Sound, sounds  # noqa: E402
 from training.corpus.instruments import (  # noqa: E402
     ATTACK_FRAMES,
@@ -67,7 +67,7 @@ def _drums(codec: LayeredCodec) -> None:
         _tick(codec, first, place + 1, _frames(samples, MAX_TICK_FRAMES, starts=True))
     for eighth in range(PULSES):
         silence = np.zeros((MAX_TICK_FRAMES, HOP + FADE), np.float32)
-        _tick(codec, PULSE_BASE + eighth * MAX_TICK_FRAMES, 200 + eighth, silence)
+        _tick(codec, PULSE_BASE + eighth * MAX_TICK_FRAMES, PULSE_SOUND + eighth, silence)
 
 
 def _tick(codec: LayeredCodec, first: int, number: int, waves: np.ndarray) -> None:

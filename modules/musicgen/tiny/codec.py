@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 SILENCE = 0
+PULSE_SOUND = 200  # sounds of the first codebook from here on are silent ticks
 _LONG, _SHORT = 4096, 1280  # analysis windows of the encoder, samples: pitch and time
+_OWN = 0.3  # a share of the waveform missed by the codewords, below which the sound is the codec's own
+_SWEEPS = 3
 _BEGIN, _JUMP = 0.15, 0.6  # cost of starting a sound, of anything that is not a sound's course, as parts of a frame
 
 
@@ -154,25 +157,55 @@ class LayeredCodec(CompressionModel):
     # the encoder -----------------------------------------------------------------------------------------------------
 
     def _encode_one(self, mono: Tensor, frames: int) -> Tensor:
-        table = self._spectra()
+        """Sound of this codec's own, on its frames, is found by its waveform; any other by its spectrum."""
         mono = functional.pad(mono, (0, frames * self.hop - mono.shape[-1] + _LONG))
         at = torch.arange(frames, device=mono.device) * self.hop
         spans = mono[at[:, None] + torch.arange(_LONG, device=mono.device)]
+        codes, missed = self._search(*self._wave_problem(spans))
+        if missed > _OWN:
+            codes, _ = self._search(*self._power_problem(spans))
+        return self._with_pulse(codes)
+
+    def _with_pulse(self, codes: Tensor) -> Tensor:
+        """Mark the pulse silently where nothing drums, as the language model knows it: a tick at each onset."""
+        silent = (self.sound[0] >= PULSE_SOUND) & self.onset[0]
+        if bool((codes[0] != SILENCE).any()) or not bool((codes != SILENCE).any()) or not bool(silent.any()):
+            return codes
+        onsets = torch.stack([self.onset[k][codes[k]] for k in range(1, self.total_codebooks)]).any(0)
+        code = silent.nonzero()[0, 0]
+        for t in range(codes.shape[1]):
+            code = silent.nonzero()[0, 0] if bool(onsets[t]) else self.following[0, code].long()
+            codes[0, t] = code
+        return codes
+
+    def _wave_problem(self, spans: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        target = spans[:, : self.hop]
+        weight = torch.full_like(target, float(1 / (0.02 * (target**2).mean() + 1e-8)))
+        return target, weight, self.waves[..., : self.hop].float(), self.hold.float()
+
+    def _power_problem(self, spans: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        table = self._spectra()
         target = self._features(spans)
-        codes = torch.zeros(self.total_codebooks, frames, dtype=torch.long, device=mono.device)
-        parts = torch.zeros(self.total_codebooks, *target.shape, device=mono.device)
-        floor = 1e-3 * target.mean() + 1e-9
-        weight = 1 / (target + floor) ** 2
-        for sweep in range(3):
+        weight = 1 / (target + 1e-3 * target.mean() + 1e-9) ** 2
+        return target, weight, table.power, table.floor
+
+    def _search(self, target: Tensor, weight: Tensor, words: Tensor, floor: Tensor) -> tuple[Tensor, float]:
+        """Codes [K, T] whose words [K, card, F] add up to the target [T, F], and the weighted share they miss.
+
+        floor: the least gain that a word's decay allows, [K, card].
+        """
+        codes = torch.zeros(self.total_codebooks, len(target), dtype=torch.long, device=target.device)
+        parts = torch.zeros(self.total_codebooks, *target.shape, device=target.device)
+        for sweep in range(_SWEEPS):
             for k in (2, 1, 3, 0) if sweep == 0 else range(self.total_codebooks):
                 rest = target - (parts.sum(0) - parts[k])
-                power = table.power[k]
-                match, energy = (weight * rest) @ power.T, weight @ (power**2).T
-                gain = (match / (energy + 1e-12)).clamp(max=1.0).maximum(table.floor[k])
+                match, energy = (weight * rest) @ words[k].T, weight @ (words[k] ** 2).T
+                gain = (match / (energy + 1e-12)).clamp(max=1.0).maximum(floor[k])
                 cost = gain * gain * energy - 2 * gain * match
                 codes[k] = self._path(cost, k, weight.shape[1])
-                parts[k] = gain.gather(1, codes[k][:, None]) * power[codes[k]]
-        return codes
+                parts[k] = gain.gather(1, codes[k][:, None]) * words[k][codes[k]]
+        missed = (weight * (target - parts.sum(0)) ** 2).sum() / ((weight * target**2).sum() + 1e-12)
+        return codes, float(missed)
 
     def _path(self, cost: Tensor, k: int, features: int) -> Tensor:
         """The cheapest course of codes [T] for costs [T, card]: a sound's own course is free, a new one is not."""
