@@ -31,7 +31,7 @@ from training.measure import log_mel, scale_of, tempo_bpm, tempo_fits
 
 log = logging.getLogger(__name__)
 FIRST_SEED = 3_000_000_019
-BATCH = 25
+BATCH = 24
 
 
 @dataclass
@@ -227,6 +227,22 @@ def continuation(lm: Any, codec: Any, count: int, cfg_coef: float) -> dict[str, 
     }
 
 
+def long_clips(lm: Any, codec: Any, count: int, cfg_coef: float, seconds: int = 30) -> dict[str, float]:
+    """Clips longer than the window, made as the program makes them: windows that keep four seconds of context."""
+    asked = prompts(count)
+    window, context = int(lm.cfg.dataset.segment_duration * 50), 200
+    codes = generate(lm, [p.text for p in asked], window / 50, 11, cfg_coef=cfg_coef)
+    while codes.shape[-1] < seconds * 50:
+        more = generate(lm, [p.text for p in asked], window / 50, 12, codes[..., -context:], cfg_coef)
+        codes = torch.cat([codes, more[..., context:]], -1)
+    with torch.no_grad():
+        clips = [codec.decode(c[None])[0, 0].numpy()[: seconds * 32_000] for c in codes]
+    late = [c[20 * 32_000 :] for c in clips]
+    drums = [tempo_fits(c, p.score.bpm) for c, p in zip(late, asked, strict=True) if p.score.kit]
+    result = {"clips": len(asked), "alive": float(np.mean([alive(c) for c in clips]))}
+    return {**result, "tempo of the last ten seconds, with drums": round(float(np.mean(drums)), 3)}
+
+
 @torch.no_grad()
 def codec_figures(codec: Any, count: int, seconds: float = 4.0) -> dict[str, Any]:
     """Encoding and decoding held-out clips: log-mel distance, SI-SDR, share of codes used; natural ones and its own."""
@@ -275,12 +291,14 @@ def run(args: argparse.Namespace) -> None:
     from training.lm import validate
 
     lm, codec = load(args.out / "tiny", args.device)
-    figures: dict[str, Any] = {"judge": classifier.report(judge, 120), "loss": validate(lm, 32)}
+    figures: dict[str, Any] = {"judge": classifier.report(judge, args.prompts), "loss": validate(lm, 32)}
     print(json.dumps(figures), flush=True)
     rows = follow(lm, codec, judge, args.prompts, args.seconds, 3.0, args.work / "sheet")
     print(table(rows), flush=True)
     figures["rows"] = rows
     (args.work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    figures["30 s"] = long_clips(lm, codec, max(8, args.prompts // 8), 3.0)
+    print(json.dumps(figures["30 s"]), flush=True)
     figures["continuation"] = continuation(lm, codec, max(8, args.prompts // 8), 3.0)
     figures["codec"] = codec_figures(codec, max(6, args.prompts // 10))
     print(json.dumps({k: figures[k] for k in ("continuation", "codec")}), flush=True)

@@ -21,7 +21,7 @@ PULSE_SOUND = 200  # sounds of the first codebook from here on are silent ticks
 _LONG, _SHORT = 4096, 1280  # analysis windows of the encoder, samples: pitch and time
 _OWN = 0.3  # a share of the waveform missed by the codewords, below which the sound is the codec's own
 _SWEEPS = 3
-_BEGIN, _JUMP = 0.15, 0.6  # cost of starting a sound, of anything that is not a sound's course, as parts of a frame
+_BEGIN, _JUMP = 0.5, 2.0  # cost of starting a sound, of anything that is not a sound's course, as parts of a frame
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,17 @@ class LayeredCodec(CompressionModel):
     def _wave_problem(self, spans: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         target = spans[:, : self.hop]
         weight = torch.full_like(target, float(1 / (0.02 * (target**2).mean() + 1e-8)))
-        return target, weight, self.waves[..., : self.hop].float(), self.hold.float()
+        return target, weight, self.waves[..., : self.hop].float(), self._least_gain()
+
+    def _least_gain(self) -> Tensor:
+        """The least level at which a code can sound, [K, card]: all of it in the attack, `hold` once it decays."""
+        least = self.hold.float().clone()
+        code = torch.arange(self.cardinality, device=least.device).expand(self._shape)
+        for _ in range(self.attack_frames):
+            began = torch.where(self.onset, code, SILENCE)
+            least.scatter_(1, began, 1.0)
+            code = self.following.long().gather(1, code)
+        return least
 
     def _power_problem(self, spans: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         table = self._spectra()
@@ -245,8 +255,7 @@ class LayeredCodec(CompressionModel):
         if self._dictionary is None or self._dictionary.power.device != self.waves.device:
             spans = torch.stack([self._course(k) for k in range(self.total_codebooks)])
             power = torch.stack([self._features(s) for s in spans])
-            floor = torch.where(self.hold < 1, self.hold**2, 1.0).clamp(min=0.02)
-            self._dictionary = _Dictionary(power, floor)
+            self._dictionary = _Dictionary(power, (self._least_gain() ** 2).clamp(min=0.02))
         return self._dictionary
 
     def _course(self, k: int) -> Tensor:
