@@ -291,8 +291,9 @@ def run(args: argparse.Namespace) -> None:
     from training.lm import validate
 
     lm, codec = load(args.out / "tiny", args.device)
-    figures: dict[str, Any] = {"judge": classifier.report(judge, args.prompts), "loss": validate(lm, 32)}
+    figures: dict[str, Any] = {"judge": classifier.report(judge, min(args.prompts, 60)), "loss": validate(lm, 24)}
     print(json.dumps(figures), flush=True)
+    lm.eval()
     rows = follow(lm, codec, judge, args.prompts, args.seconds, 3.0, args.work / "sheet")
     print(table(rows), flush=True)
     figures["rows"] = rows

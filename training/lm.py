@@ -296,6 +296,32 @@ def resume(path: Path, device: str) -> tuple[State, Recipe]:
     return state, recipe
 
 
+def continue_from(folder: Path, device: str) -> tuple[State, Recipe]:
+    """A training that goes on from a finished model's folder, where its checkpoint is lost, with new momenta."""
+    from modules.musicgen.tiny.folder import load
+
+    lm, _ = load(folder, device)
+    arch = lm.cfg.transformer_lm
+    recipe = Recipe(dim=arch.dim, layers=arch.num_layers, window_s=lm.cfg.dataset.segment_duration)
+    state = fresh(recipe, device)
+    state.lm.load_state_dict(lm.state_dict())
+    with torch.no_grad():
+        embeddings, outputs = state.tables()
+        for k in range(state.tables.books):
+            getattr(state.tables, f"input_rest_{k}").add_(lm.emb[k].weight - embeddings[k])
+            getattr(state.tables, f"output_rest_{k}").add_(lm.linears[k].weight - outputs[k])
+    state.average = {name: value.detach().clone() for name, value in lm.state_dict().items()}
+    return state, recipe
+
+
+def blend(first: Path, second: Path, out: Path) -> None:
+    """The mean of two checkpoints of one training, the second's progress and momenta."""
+    one, two = (torch.load(p, map_location="cpu", weights_only=True) for p in (first, second))
+    for part in ("average", "lm", "tables"):
+        two[part] = {n: (v + one[part][n]) / 2 if v.is_floating_point() else v for n, v in two[part].items()}
+    torch.save(two, out)
+
+
 @torch.no_grad()
 def validate(lm: LMModel, clips: int = 48, frames: int = 400) -> dict[str, list[float]]:
     """Held-out loss of each codebook with its own caption, with another clip's, and with none."""
@@ -325,14 +351,21 @@ def train(
     decay: bool = False,
     long: bool = False,
     guided: bool = False,
+    base: Path | None = None,
 ) -> State:
     """Train for some minutes, from `path` where it exists, and keep a checkpoint there every two.
 
     decay: bring the learning rate to zero over these minutes (the last stage).
     long: windows of recipe.long_frames.
+    base: a finished model's folder to go on from where there is no checkpoint.
     guided: learn the distribution that sampling with guidance has (see GUIDANCE), not the conditional one alone.
     """
-    state, kept = resume(path, device) if path.exists() else (fresh(recipe, device), recipe)
+    if path.exists():
+        state, kept = resume(path, device)
+    elif base is not None:
+        state, kept = continue_from(base, device)
+    else:
+        state, kept = fresh(recipe, device), recipe
     recipe = replace(kept, batch=recipe.batch or kept.batch)
     lm = state.lm.train()
     log.info("parameters %.2f M, step %d", sum(p.numel() for p in lm.parameters()) / 1e6, state.step)
