@@ -280,3 +280,72 @@ def test_the_pattern_is_audiocrafts(stereo: bool, context: int, frames: int) -> 
     expected, _, _ = theirs.build_pattern_sequence(torch.from_numpy(codes), 50)
     assert (pattern.spread(codes[..., :context], frames) == expected.numpy()).all()
     assert pattern.first_step(context) == theirs.get_first_step_with_timesteps(context)
+
+
+# ------------------------------------------------------------------------- the card's loop, on the CPU and on a card
+def device_engine(lm: Any, device: str, precision: str = "float32") -> Engine:
+    from modules.musicgen.backends.cuda import CudaBackend
+    from modules.musicgen.backends.weights import DecoderWeights
+    from modules.musicgen.conditions import Conditioner
+    from modules.musicgen.loop import LoopEngine
+    from modules.musicgen.patterns import delay_pattern
+
+    facts = decoders.facts(lm, precision)
+    backend = CudaBackend(DecoderWeights(lm), device, precision, "test")
+    return LoopEngine(backend, Conditioner(lm, "cpu", facts), delay_pattern(lm.pattern_provider, lm.card), facts)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_loop_that_stays_on_its_device_gives_audiocrafts_greedy_tokens(
+    engines: Open, models: dict[str, Any], device: str, case: str
+) -> None:
+    expected = engines("mono", "reference").generate(CASES[case], Listener())
+    assert (device_engine(models["mono"], device).generate(CASES[case], Listener()) == expected).all()
+
+
+@pytest.mark.parametrize("kind", ["stereo", "prepending", "biased"])
+@pytest.mark.parametrize("two_step", [False, True])
+def test_a_loop_that_stays_on_its_device_runs_every_kind_of_model(
+    engines: Open, models: dict[str, Any], kind: str, two_step: bool
+) -> None:
+    spec = replace(SPEC, two_step_cfg=two_step, cfg_coef=4.0)
+    expected = engines(kind, "reference").generate(spec, Listener())
+    assert (device_engine(models[kind], "cpu").generate(spec, Listener()) == expected).all()
+
+
+@pytest.mark.parametrize(
+    "rule", [{"top_k": 20}, {"top_p": 0.8}, {"top_k": 0}, {"top_k": 50, "temperature": 1.6}], ids=str
+)
+def test_sampling_on_the_device_draws_what_the_host_draws(
+    engines: Open, models: dict[str, Any], rule: dict[str, Any]
+) -> None:
+    spec = replace(SPEC, **{"temperature": 1.0, "seeds": (4, 9), **rule})
+    expected = engines("mono", "torch").generate(spec, Listener())
+    assert (device_engine(models["mono"], "cpu").generate(spec, Listener()) == expected).all()
+
+
+def test_a_loop_that_stays_on_its_device_tells_frames_and_progress_and_hears_a_cancel(models: dict[str, Any]) -> None:
+    engine, listener = device_engine(models["mono"], "cpu"), Listener()
+    codes = engine.generate(CASES["three windows"], listener)
+    assert (np.concatenate(listener.pieces, axis=2) == codes).all()
+    assert listener.steps[-1][0] == listener.steps[-1][1]
+    stopped = Listener(stop_at=20)
+    with pytest.raises(Cancelled):
+        engine.generate(CASES["one window"], stopped)
+    assert stopped.steps[-1][0] == 20
+    assert (engine.generate(CASES["three windows"], Listener()) == codes).all()
+
+
+@pytest.mark.gpu
+def test_captured_steps_on_a_card_give_the_tokens_of_steps_launched_one_by_one(models: dict[str, Any]) -> None:
+    from modules.musicgen.backends import cuda
+
+    spec = replace(CASES["one window"], temperature=1.0, seeds=(1, 2))
+    captured = device_engine(models["mono"], "cuda", "bfloat16").generate(spec, Listener())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda.DeviceCursor, "_capture", lambda cursor, _: setattr(cursor, "_capturing", False))
+        assert (device_engine(models["mono"], "cuda", "bfloat16").generate(spec, Listener()) == captured).all()

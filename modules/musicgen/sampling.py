@@ -44,16 +44,19 @@ class Sampler:
     """
 
     def __init__(self, rule: SamplingRule, seeds: tuple[int, ...]) -> None:
-        self._rule = rule
+        self.rule = rule
         self._generators = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
 
     def draw(self, logits: Logits) -> Codes:
         """float32 [takes, K, card] -> int64 [takes, K]."""
-        if self._rule.greedy:
+        if self.rule.greedy:
             return np.asarray(logits.argmax(axis=-1), np.int64)
-        uniform = np.stack([generator.random(logits.shape[1]) for generator in self._generators])
-        weights = token_weights(logits, self._rule)
-        return pick(weights, uniform)
+        weights = token_weights(logits, self.rule)
+        return pick(weights, self.uniform(1, logits.shape[1])[:, 0])
+
+    def uniform(self, steps: int, codebooks: int) -> npt.NDArray[np.float64]:
+        """The numbers the next `steps` draws use, in [0, 1), float64 [takes, steps, K]; those draws are then made."""
+        return np.stack([generator.random((steps, codebooks)) for generator in self._generators])
 
 
 def token_weights(logits: Logits, rule: SamplingRule) -> npt.NDArray[np.float64]:

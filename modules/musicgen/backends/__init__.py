@@ -135,6 +135,11 @@ def _open(
         why = "--backend onnx" if settings.backend == "onnx" else "ONNX Runtime is the fastest on a CPU"
         threads = settings.threads or physical_cores()
         return open_onnx(weights, conditioner, pattern, facts, settings.cache_dir / "onnx", threads, why, progress)
+    if wanted == "cuda":
+        from modules.musicgen.backends.cuda import CudaBackend
+
+        why = "--backend cuda" if settings.backend == "cuda" else "captured steps are the fastest on a card"
+        return CudaBackend(weights, device, facts.precision, why)
     why = f"--backend {settings.backend}" if settings.backend != "auto" else f"the backend for {device}"
     return TorchBackend(weights, device, why)
 
