@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -38,8 +37,9 @@ def _update(page: Path, language: str, *, write: bool) -> bool:
     before = page.read_text(encoding="utf-8")
     after = before
     for block, text in (("parameters", parameter_table(language)), ("flags", flag_table(language))):
-        pattern = re.compile(rf"(<!-- {block}:begin -->\n).*?(<!-- {block}:end -->)", re.DOTALL)
-        after = pattern.sub(lambda found, text=text: found[1] + text + found[2], after)
+        begin, end = f"<!-- {block}:begin -->\n", f"<!-- {block}:end -->"
+        before_block, _, rest = after.partition(begin)
+        after = before_block + begin + text + end + rest.partition(end)[2]
     if write and after != before:
         page.write_text(after, encoding="utf-8")
     return after == before

@@ -267,7 +267,7 @@ def codec_figures(codec: Any, count: int, seconds: float = 4.0) -> dict[str, Any
             "log-mel distance": round(float(np.mean(mel)), 3),
             "SI-SDR dB, median": round(float(np.median(sdr)), 1),
         }
-    used = [set() for _ in range(4)]
+    used: list[set[int]] = [set() for _ in range(4)]
     for seed in range(1500):
         codes = tokens(compose(FIRST_SEED + seed, 10, training=False))
         for k in range(4):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch.nn import functional
 from modules.musicgen import compat
 
 compat.prepare()
-from audiocraft.models.lm import LMModel  # noqa: E402
 
 from modules.musicgen.tiny.folder import build_lm  # noqa: E402
 from modules.musicgen.tiny.words import Understanding, understand  # noqa: E402
@@ -31,6 +30,9 @@ from training.codec.layout import CARD, tokens  # noqa: E402
 from training.corpus.captions import caption  # noqa: E402
 from training.corpus.score import compose  # noqa: E402
 from training.muon import Muon  # noqa: E402
+
+LMModel: TypeAlias = Any
+"""audiocraft's; its parts are nn.Module attributes, whose types say nothing."""
 
 log = logging.getLogger(__name__)
 AVERAGE_EVERY = 5
@@ -301,8 +303,9 @@ def continue_from(folder: Path, device: str) -> tuple[State, Recipe]:
     from modules.musicgen.tiny.folder import load
 
     lm, _ = load(folder, device)
-    arch = lm.cfg.transformer_lm
-    recipe = Recipe(dim=arch.dim, layers=arch.num_layers, window_s=lm.cfg.dataset.segment_duration)
+    cfg: Any = lm.cfg
+    arch = cfg.transformer_lm
+    recipe = Recipe(dim=arch.dim, layers=arch.num_layers, window_s=cfg.dataset.segment_duration)
     state = fresh(recipe, device)
     state.lm.load_state_dict(lm.state_dict())
     with torch.no_grad():

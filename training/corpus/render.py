@@ -76,7 +76,7 @@ def render(score: Score, seconds: float, seed: int = 0, *, effects: bool = True)
             stereo = stereo + wet * room
         vocal = score.instruments.get(layer) in VOCAL_PRESETS
         stems[layer if layer in {"drums", "bass"} else "vocals" if vocal else "other"] += stereo.astype(np.float32)
-    mix = sum(stems.values())
+    mix: Audio = np.sum(list(stems.values()), axis=0, dtype=np.float32)
     # one gain for all, so that the stems still add up to the mix
     level = np.abs(mix).max()
     gain = _compression(mix) if effects and rng.random() < 0.5 else np.ones(samples, np.float32)
