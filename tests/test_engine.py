@@ -185,6 +185,23 @@ def test_generating_leaves_pythons_own_generator_where_it_was(engines: Open) -> 
     assert random.getstate() == before
 
 
+def test_takes_that_do_not_fit_the_memory_together_run_in_groups_with_the_same_tokens(
+    engines: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modules.musicgen import memory
+
+    spec = replace(SPEC, temperature=1.0, seeds=(5, 6, 7), duration_s=2.5)
+    engine = engines("mono", "onnx")
+    together = engine.generate(spec, Listener())
+    room = 2 * 2 * engine._backend.row_bytes(100 + 4 + 512)  # type: ignore[attr-defined]
+    monkeypatch.setattr(memory, "available_bytes", lambda _: room / 0.7 + 1)
+    listener = Listener()
+    apart = engine.generate(spec, listener)
+    assert (apart == together).all()
+    assert [piece.shape for piece in listener.pieces] == [(3, 4, 125)]
+    assert listener.steps[-1][0] == listener.steps[-1][1]
+
+
 @pytest.mark.parametrize("change", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}, {"seeds": ()}])
 def test_a_rule_that_cannot_be_is_refused(engines: Open, change: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter):

@@ -6,14 +6,17 @@ completed them.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from modules.contract import EngineInfo, InvalidParameter
+from modules.musicgen import memory
 from modules.musicgen.backends.interface import Backend, Guidance
 from modules.musicgen.backends.reference import check
 from modules.musicgen.conditions import Conditioner
@@ -21,6 +24,12 @@ from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Win
 from modules.musicgen.patterns import DelayPattern
 from modules.musicgen.sampling import Sampler, SamplingRule
 
+log = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.7
+"""Of the free memory, what keys and values may take."""
+PREPENDED_STEPS = 512
+"""Room reckoned for what melody models put before the first step."""
 MELODY_SEED = 0
 """The melody's separation shifts its input at random; a fixed seed gives every take and every run the same melody."""
 
@@ -52,12 +61,36 @@ class LoopEngine:
                 self.facts.stride_frames(spec.extend_stride_s),
             )
         )
-        meter = _Meter(sink, sum(self._steps(window) for window in plan))
-        with _fixed_randomness():
-            melody = self._conditioner.melody(spec)
+        melody = self._conditioner.melody(spec)
+        groups = self._groups(spec, max(window.length for window in plan)) if plan else []
+        meter = _Meter(sink, len(groups) * sum(self._steps(window) for window in plan))
+        if len(groups) == 1:
             return self._windows(spec, plan, prompt, melody, meter)
+        # Takes must be told side by side, so those of several groups are told at the end.
+        meter.muted = True
+        parts = [self._windows(replace(spec, seeds=seeds), plan, prompt, melody, meter) for seeds in groups]
+        nothing = np.zeros((len(spec.seeds), self.facts.codebooks, 0), np.int64)
+        codes = np.concatenate(parts) if parts else nothing
+        sink.frames(codes)
+        return codes
+
+    def _groups(self, spec: GenerationSpec, frames: int) -> list[tuple[int, ...]]:
+        """The seeds in as few groups as the free memory has room for."""
+        rows = 1 if spec.cfg_coef == 1 else 2
+        take = rows * self._backend.row_bytes(self._pattern.steps(frames) + PREPENDED_STEPS)
+        free = memory.available_bytes(self._backend.info.device) * MEMORY_SHARE
+        size = max(1, min(len(spec.seeds), int(free // take)))
+        if size < len(spec.seeds):
+            log.info("%d takes run %d at a time: more do not fit the free memory", len(spec.seeds), size)
+        return [spec.seeds[at : at + size] for at in range(0, len(spec.seeds), size)]
 
     def _windows(self, spec: GenerationSpec, plan: list[Window], prompt: Codes, melody: Any, meter: _Meter) -> Codes:
+        with _fixed_randomness():
+            return self._one_after_another(spec, plan, prompt, melody, meter)
+
+    def _one_after_another(
+        self, spec: GenerationSpec, plan: list[Window], prompt: Codes, melody: Any, meter: _Meter
+    ) -> Codes:
         """All windows of all takes, int64 [takes, K, T_new]."""
         takes = len(spec.seeds)
         sampler = Sampler(SamplingRule.of(spec), spec.seeds)
@@ -83,7 +116,7 @@ class LoopEngine:
                 cursor.advance(sequence, step, stop)
                 finished = min(pattern.finished(stop), window.length)
                 if finished > told:
-                    meter.sink.frames(pattern.gather(sequence, told, finished))
+                    meter.frames(pattern.gather(sequence, told, finished))
                     told = finished
                 meter.step(stop - step)
                 step = stop
@@ -110,17 +143,22 @@ class _Meter:
     """Counts steps over windows for the sink."""
 
     def __init__(self, sink: Sink, total: int) -> None:
-        self.sink = sink
+        self._sink = sink
+        self.muted = False
         self._done, self._total = 0, total
+
+    def frames(self, codes: Codes) -> None:
+        if not self.muted:
+            self._sink.frames(codes)
 
     def step(self, count: int) -> None:
         for _ in range(count):
             self._done += 1
-            self.sink.progress(self._done, self._total)
+            self._sink.progress(self._done, self._total)
 
     def breathe(self) -> None:
         """Between the pieces of a long context: nothing is done yet, but a cancel is heard."""
-        self.sink.progress(self._done, self._total)
+        self._sink.progress(self._done, self._total)
 
 
 def _check_rule(spec: GenerationSpec) -> None:
