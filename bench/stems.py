@@ -88,7 +88,7 @@ def as_package(model: Path, folder: Path) -> None:
     (bag,) = model.glob("*.yaml")
     said = yaml.safe_load(bag.read_text())
     for signature in said["models"]:
-        made = load_safetensors_model(model / f"{signature}.safetensors")
+        made: Any = load_safetensors_model(model / f"{signature}.safetensors")
         args, kwargs = made._init_args_kwargs  # noqa: SLF001 - what demucs' own export reads
         package = {"klass": type(made), "args": args, "kwargs": kwargs, "state": made.state_dict()}
         torch.save(package, folder / f"{signature}.th")
