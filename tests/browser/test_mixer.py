@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,14 @@ def slide(page: Page, label: str, value: float) -> None:
     )
 
 
+def wait_until(page: Page, holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait for what the page shows a frame or two after a key."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "the page never showed it"
+        page.wait_for_timeout(50)
+
+
 def seconds_shown(page: Page) -> float:
     text = page.locator(".mixer-transport .time").inner_text().partition(" / ")[0]
     minutes, _, rest = text.partition(":")
@@ -174,7 +184,7 @@ def test_the_keyboard_moves_what_was_used_last(mixer: Page) -> None:
     mixer.keyboard.press("Space")
     mixer.get_by_role("button", name="Play the stems").wait_for()
     mixer.keyboard.press("ArrowRight")
-    assert seconds_shown(mixer) >= 5
+    wait_until(mixer, lambda: seconds_shown(mixer) >= 5)
     mixer.keyboard.press("l")
     expect(mixer.locator(".mixer-transport").get_by_role("button", name="Loop", exact=True)).to_have_attribute(
         "aria-pressed", "true"
