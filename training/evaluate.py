@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import struct
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,23 +189,32 @@ def follow(
 
 
 def sheets(clips: list[np.ndarray], corpus: list[np.ndarray], asked: list[Prompt], folder: Path) -> None:
-    """Sounds and, in one picture, spectrograms of the first 16 clips beside the corpus' own."""
-    import matplotlib as mpl
+    """The first 16 clips as sounds and, in one picture, as spectrograms: left generated, right the corpus' own."""
     import soundfile
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     folder.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(16, 2, figsize=(16, 34))
+    rows = []
     for i in range(min(16, len(clips))):
         soundfile.write(folder / f"{i:02d}.wav", clips[i], 32_000)
-        for column, clip in enumerate((clips[i], corpus[i])):
-            axes[i, column].imshow(log_mel(clip).T, origin="lower", aspect="auto")
-            axes[i, column].set_title(f"{'generated' if column == 0 else 'corpus'}: {asked[i].text}"[:90], fontsize=7)
-            axes[i, column].axis("off")
-    figure.tight_layout()
-    figure.savefig(folder / "sheet.png", dpi=50)
+        both = [log_mel(c)[::2].T[::-1] for c in (clips[i], corpus[i])]
+        rows.append(np.pad(np.concatenate(both, 1), ((0, 6), (0, 6)), constant_values=-4.6))
+    picture = np.concatenate(rows)
+    _write_png(folder / "sheet.png", np.clip((picture + 4.6) * 28, 0, 255).astype(np.uint8))
+    (folder / "prompts.txt").write_text("\n".join(p.text for p in asked[:16]), encoding="utf-8")
+
+
+def _write_png(path: Path, grey: np.ndarray) -> None:
+    """A grey picture uint8 [H, W] (PNG, ISO 15948)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width = grey.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in grey)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )
 
 
 def continuation(lm: Any, codec: Any, count: int, cfg_coef: float) -> dict[str, float]:
