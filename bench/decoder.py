@@ -298,22 +298,51 @@ def _distance(found: Any, expected: Any) -> dict[str, float]:
 
 # ---------------------------------------------------------------------------------- whole clips and memory, by worker
 def worker(name: str, seconds: float, cache: Path, threads: int) -> dict[str, float]:
-    """One side from loading to sound in this process: seconds of generation and peak memory in bytes."""
-    side, _, precision = name.partition(":")
-    size, _, side = side.rpartition("/")
-    lm = language_model(size) if side == "audiocraft" else layered(size)
+    """One measurement in this process: `size/side:precision/what`, what being codec, clip, memory or convert."""
+    size, side, what = name.split("/")
+    side, _, precision = side.partition(":")
     codec = compression_model()
-    if side == "convert":
+    if what == "codec":
+        return measure_codec(codec, seconds, 3)
+    lm = language_model(size) if side == "audiocraft" else layered(size)
+    if what == "convert":
         engine(lm, size, precision, cache, threads)
-        return {"seconds": 0.0, "peak_bytes": float(_peak_bytes())}
-    if side == "audiocraft":
-        run = _audiocraft_clip(lm, codec, seconds)
-    else:
-        run = _our_clip(engine(lm, size, precision, cache, threads), codec, seconds)
+        return {"peak_bytes": float(_peak_bytes())}
+    made = lm if side == "audiocraft" else engine(lm, size, precision, cache, threads)
     del lm
+    _give_back()
+    if what == "memory":
+        return _fullest(side, made, codec)
+    run = _audiocraft_clip(made, codec, seconds) if side == "audiocraft" else _our_clip(made, codec, seconds)
     started = time.perf_counter()
     run()
-    return {"seconds": time.perf_counter() - started, "peak_bytes": float(_peak_bytes())}
+    return {"seconds": time.perf_counter() - started}
+
+
+def _give_back() -> None:
+    from modules.musicgen import memory
+
+    memory.give_back()
+
+
+def _fullest(side: str, made: Any, model: Any) -> dict[str, float]:
+    """The last steps of a 30 s clip, all its keys and values in place, and the decoding of its sound."""
+    import torch
+
+    from modules.musicgen.codec import Codec
+
+    codes = np.random.default_rng(0).integers(0, CARD, (CODEBOOKS, 30 * FRAME_RATE))
+    codec = None if side == "audiocraft" else Codec(model, "cpu", own=True)
+    _give_back()
+    with audiocraft_at(made, POINTS[-1]) if side == "audiocraft" else ours_at(made, POINTS[-1]) as step:
+        for _ in range(3):
+            step()
+    if codec is not None:
+        codec.decode(codes)
+    else:
+        with torch.inference_mode():
+            model.decode(torch.from_numpy(codes)[None], None)
+    return {"peak_bytes": float(_peak_bytes())}
 
 
 def _audiocraft_clip(lm: Any, codec: Any, seconds: float) -> Step:
@@ -328,7 +357,7 @@ def _our_clip(made: Any, model: Any, seconds: float) -> Step:
     from modules.musicgen.codec import Codec
     from modules.musicgen.engine import GenerationSpec
 
-    codec = Codec(model, "cpu")
+    codec = Codec(model, "cpu", own=True)
 
     class Sink:
         def progress(self, _done: int, _total: int) -> None: ...
@@ -375,8 +404,9 @@ def run(args: argparse.Namespace, cache: Path) -> dict[str, Any]:
     lm, codec = language_model("small"), compression_model()
     made = {precision: engine(lm, "small", precision, cache, args.threads) for precision in PRECISIONS}
     steps = measure_steps({"audiocraft": lm, **made}, points, rounds)
-    decoding = measure_codec(codec, 10.0 if args.quick else 30.0, 2 if args.quick else 3)
-    per_second = {side: decoding[side] / (10.0 if args.quick else 30.0) for side in ("audiocraft", "ours")}
+    decoded_s = 10.0 if args.quick else 30.0
+    decoding = in_process("small/codec/codec", decoded_s, cache, args.threads)
+    per_second = {side: decoding[side] / decoded_s for side in ("audiocraft", "ours")}
     clips: dict[str, dict[str, float]] = {}
     for seconds in (10.0, 30.0):
         clips[f"{seconds:g}"] = {
@@ -396,7 +426,7 @@ def run(args: argparse.Namespace, cache: Path) -> dict[str, Any]:
     if args.full:
         result["full_clip_s"] = {
             f"{seconds:g}": {
-                name: in_process(f"small/{name}", seconds, cache, args.threads)["seconds"]
+                name: in_process(f"small/{name}/clip", seconds, cache, args.threads)["seconds"]
                 for name in ("audiocraft", *(f"onnx:{precision}" for precision in PRECISIONS))
             }
             for seconds in (10.0, 30.0)
@@ -405,12 +435,11 @@ def run(args: argparse.Namespace, cache: Path) -> dict[str, Any]:
 
 
 def measure_memory(cache: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Peak bytes of processes that load, make a short clip and decode it; keys and values have the room of 30 s."""
-    seconds = 1.0 if args.quick else 3.0
-    names = ["small/audiocraft", *(f"small/onnx:{precision}" for precision in PRECISIONS)]
+    """Peak bytes of processes at the end of a 30 s clip, and of converting the larger model."""
+    names = ["small/audiocraft/memory", *(f"small/onnx:{precision}/memory" for precision in PRECISIONS)]
     if not args.quick:
-        names += ["medium/convert:int4", "medium/onnx:int4"]
-    return {name: in_process(name, seconds, cache, args.threads)["peak_bytes"] for name in names}
+        names += ["medium/onnx:int4/convert", "medium/onnx:int4/memory"]
+    return {name: in_process(name, 30.0, cache, args.threads)["peak_bytes"] for name in names}
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -39,10 +39,16 @@ class Codec:
     Args:
         model: CompressionModel in eval mode on `device`.
         guard: entered around each run; turns a lack of memory into OutOfMemory.
+        own: nobody else uses the model, so its decoder's parameters are let go of once another runner has them.
     """
 
     def __init__(
-        self, model: Any, device: str, guard: Callable[[], AbstractContextManager[None]] = nullcontext
+        self,
+        model: Any,
+        device: str,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        own: bool = False,
     ) -> None:
         self._model: Any = model
         self._device = device
@@ -53,6 +59,8 @@ class Codec:
         self.codebooks = int(model.num_codebooks)
         self.cardinality = int(model.cardinality)
         self._seanet = _seanet(model, device)
+        if own and self._seanet is not None:
+            seanet.forget_decoder(model)
 
     @property
     def hop(self) -> int:
@@ -130,7 +138,7 @@ class CodecStream(Protocol):
 class Seanet:
     """EnCodec's decoder taken apart, with what runs it."""
 
-    parts: seanet.Parts
+    outline: seanet.Outline
     runner: seanet.Runner
 
 
@@ -144,14 +152,14 @@ def _seanet(model: Any, device: str) -> Seanet | None:
         log.info("the codec is decoded whole: it has %s", reason)
         return None
     if device != "cpu":
-        return Seanet(parts, seanet.TorchRunner(parts, device))
+        return Seanet(parts.outline(), seanet.TorchRunner(parts, device))
     import torch
 
     try:
-        return Seanet(parts, seanet.OnnxRunner(parts, torch.get_num_threads()))
+        return Seanet(parts.outline(), seanet.OnnxRunner(parts, torch.get_num_threads()))
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base but this; torch can do it as well
         log.warning("ONNX Runtime cannot run the codec, torch does: %s", error)
-        return Seanet(parts, seanet.TorchRunner(parts, device))
+        return Seanet(parts.outline(), seanet.TorchRunner(parts, device))
 
 
 class ExactStream:
@@ -165,7 +173,7 @@ class ExactStream:
     ) -> None:
         self._model, self._device, self._guard = model, device, guard
         self._stereo = hasattr(model, "get_left_right_codes")
-        self._stream = seanet.SeanetStream(decoder.parts, decoder.runner, 2 if self._stereo else 1)
+        self._stream = seanet.SeanetStream(decoder.outline, decoder.runner, 2 if self._stereo else 1)
         self._waiting: list[Codes] = []
         self._least = FIRST_FRAMES + self._stream.lag
 

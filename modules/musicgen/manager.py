@@ -319,7 +319,7 @@ class ModelManager:
         return LoadedModel(
             info=self.catalog.info(entry.id, loaded=entry.id), checkpoint_hash=digest,
             engine=_GuardedEngine(engine, info, lambda: self._guard(entry)),
-            codec=Codec(compression, self._device, guard=lambda: self._guard(entry)), engine_info=info,
+            codec=Codec(compression, self._device, guard=lambda: self._guard(entry), own=True), engine_info=info,
             sample_rate_hz=facts.sample_rate_hz, frame_rate_hz=facts.frame_rate_hz, channels=facts.channels,
             codebooks=facts.codebooks, max_window_s=facts.max_window_s,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -83,24 +83,35 @@ class Parts:
     lstm: Lstm | None
     back: tuple[Any, ...]
 
-    @property
-    def front_reach(self) -> int:
-        """Frames to either side that the front sees."""
-        return math.ceil(_reach(self.front)) if self.front else 0
+    def outline(self) -> Outline:
+        lstm = self.lstm
+        return Outline(
+            front_reach=math.ceil(_reach(self.front)) if self.front else 0,
+            back_reach=math.ceil(_reach(self.back)) + 1,
+            layers=0 if lstm is None else len(lstm.layers),
+            width=0 if lstm is None else lstm.width,
+            channels=next(len(op.weight) for op in reversed(self.back) if isinstance(op, Conv)),
+            hop=math.prod(op.stride for op in self.back if isinstance(op, Raise)),
+        )
 
-    @property
-    def back_reach(self) -> int:
-        return math.ceil(_reach(self.back)) + 1
 
-    @property
-    def channels(self) -> int:
-        """Of the sound."""
-        return next(len(op.weight) for op in reversed(self.back) if isinstance(op, Conv))
+@dataclass(frozen=True)
+class Outline:
+    """What a stream must know of the parts, without their weights.
 
-    @property
-    def hop(self) -> int:
-        """Samples a frame."""
-        return math.prod(op.stride for op in self.back if isinstance(op, Raise))
+    Args:
+        front_reach, back_reach: frames to either side that the part sees.
+        layers, width: of the LSTM; 0 without one.
+        channels: of the sound.
+        hop: samples a frame.
+    """
+
+    front_reach: int
+    back_reach: int
+    layers: int
+    width: int
+    channels: int
+    hop: int
 
 
 class Runner(Protocol):
@@ -136,6 +147,16 @@ def read(model: Any) -> Parts:
     if any(isinstance(op, Raise) for op in ops[:at]):
         raise UnknownDecoder("an LSTM that runs faster than the frames")
     return Parts(tuple(ops[:at]), ops[at], tuple(ops[at + 1 :]))
+
+
+def forget_decoder(model: Any) -> None:
+    """Let go of the parameters that `read` has read; the model can then encode, but no longer decode."""
+    import torch
+
+    inner = model
+    while not hasattr(inner, "decoder"):
+        inner = inner.model
+    inner.decoder = torch.nn.Identity()
 
 
 def _ops(module: Any) -> list[Any]:
@@ -230,14 +251,10 @@ class SeanetStream:
         batch: sounds side by side (the channels of a stereo model).
     """
 
-    def __init__(self, parts: Parts, runner: Runner, batch: int) -> None:
-        self._parts, self._runner = parts, runner
-        width = 0 if parts.lstm is None else parts.lstm.width
-        layers = 0 if parts.lstm is None else len(parts.lstm.layers)
-        self._state: State = (
-            np.zeros((layers, batch, width), np.float32),
-            np.zeros((layers, batch, width), np.float32),
-        )
+    def __init__(self, outline: Outline, runner: Runner, batch: int) -> None:
+        self._outline, self._runner = outline, runner
+        size = (outline.layers, batch, outline.width)
+        self._state: State = (np.zeros(size, np.float32), np.zeros(size, np.float32))
         self._latents = _Tape()
         self._frames = _Tape()
 
@@ -254,22 +271,22 @@ class SeanetStream:
 
     @property
     def channels(self) -> int:
-        return self._parts.channels
+        return self._outline.channels
 
     @property
     def lag(self) -> int:
         """Frames that must follow before a frame's sound is certain."""
-        return self._parts.front_reach + self._parts.back_reach
+        return self._outline.front_reach + self._outline.back_reach
 
     def _front(self, *, last: bool) -> None:
-        reach, tape = self._parts.front_reach, self._latents
+        reach, tape = self._outline.front_reach, self._latents
         stop = tape.end if last else tape.end - reach
-        if self._parts.lstm is None:
+        if self._outline.layers == 0:
             stop = tape.end
         if stop <= tape.done:
             return
         first = max(0, tape.done - reach)
-        if self._parts.lstm is None:
+        if self._outline.layers == 0:
             self._frames.add(tape.get(tape.done, stop))
         else:
             piece = tape.get(first, min(stop + reach, tape.end))
@@ -278,10 +295,10 @@ class SeanetStream:
         tape.finish(stop, keep=reach)
 
     def _back(self, *, last: bool) -> Floats:
-        reach, tape, hop = self._parts.back_reach, self._frames, self._parts.hop
+        reach, tape, hop = self._outline.back_reach, self._frames, self._outline.hop
         stop = tape.end if last else tape.end - reach
         if stop <= tape.done:
-            return np.zeros((tape.batch, self._parts.channels, 0), np.float32)
+            return np.zeros((tape.batch, self._outline.channels, 0), np.float32)
         first = max(0, tape.done - reach)
         sound = self._runner.back(tape.get(first, min(stop + reach, tape.end)))
         sound = sound[:, :, (tape.done - first) * hop : (stop - first) * hop]
@@ -402,32 +419,46 @@ def _torch_lstm(source: Lstm, device: str) -> Any:
 
 
 class OnnxRunner:
-    """The parts on ONNX Runtime, on the CPU. Pieces shorter than the padding that mirrors them go through torch.
+    """The parts on ONNX Runtime, on the CPU. It keeps none of the weights it was made from.
 
     Raises:
         Exception: ONNX Runtime cannot build or run the graphs.
     """
 
     def __init__(self, parts: Parts, threads: int) -> None:
-        self._parts = parts
-        self._short = TorchRunner(parts, "cpu")
-        self._least = 1 + max(
-            (max(op.left, op.right) for op in (*parts.front, *parts.back[:1]) if isinstance(op, Conv)), default=0
-        )
+        self._front_pad, self._back_pad = _first_padding(parts.front), _first_padding(parts.back)
         self._front: Any = None if parts.lstm is None else _session(_front_graph(parts), threads)
         self._back: Any = _session(_back_graph(parts), threads)
 
     def front(self, latents: Floats, start: int, stop: int, state: State) -> tuple[Floats, State]:
-        if latents.shape[2] < self._least:
-            return self._short.front(latents, start, stop, state)
+        x = _mirrored(latents, *self._front_pad)
         bounds = {"start": np.array([start], np.int64), "stop": np.array([stop], np.int64)}
-        frames, h, c = self._front.run(None, {"x": latents, **bounds, "h": state[0], "c": state[1]})
+        frames, h, c = self._front.run(None, {"x": x, **bounds, "h": state[0], "c": state[1]})
         return frames, (h, c)
 
     def back(self, frames: Floats) -> Floats:
-        if frames.shape[2] < self._least:
-            return self._short.back(frames)
-        return np.asarray(self._back.run(None, {"x": frames})[0])
+        return np.asarray(self._back.run(None, {"x": _mirrored(frames, *self._back_pad)})[0])
+
+
+def _first_padding(ops: Sequence[Any]) -> tuple[int, int]:
+    """What the first operation mirrors; it is put around in numpy, because a piece may be shorter than that."""
+    first = ops[0] if ops else None
+    return (first.left, first.right) if isinstance(first, Conv) and first.reflect else (0, 0)
+
+
+def _mirrored(x: Floats, left: int, right: int) -> Floats:
+    """Padded as EnCodec does: where a piece is too short to be mirrored, zeros are put behind it first."""
+    if not left and not right:
+        return x
+    missing = max(0, max(left, right) + 1 - x.shape[2])
+    padded = np.pad(np.pad(x, ((0, 0), (0, 0), (0, missing))), ((0, 0), (0, 0), (left, right)), mode="reflect")
+    return np.ascontiguousarray(padded[:, :, : padded.shape[2] - missing])
+
+
+def _unpadded(ops: Sequence[Any]) -> Sequence[Any]:
+    if _first_padding(ops) == (0, 0):
+        return ops
+    return [replace(ops[0], left=0, right=0), *ops[1:]]
 
 
 def _session(model: bytes, threads: int) -> Any:
@@ -493,7 +524,9 @@ class _Graph:
 def _back_graph(parts: Parts) -> bytes:
     graph = _Graph()
     width = _width(parts.back)
-    return graph.model({"x": (graph.types.FLOAT, ["batch", width, "n"])}, {"sound": graph.ops(parts.back, "x")})
+    return graph.model(
+        {"x": (graph.types.FLOAT, ["batch", width, "n"])}, {"sound": graph.ops(_unpadded(parts.back), "x")}
+    )
 
 
 def _front_graph(parts: Parts) -> bytes:
@@ -502,7 +535,7 @@ def _front_graph(parts: Parts) -> bytes:
     if lstm is None:
         raise UnknownDecoder("no LSTM")
     axis = graph.tensor(np.array([2], np.int64))
-    x = graph.node("Slice", [graph.ops(parts.front, "x"), "start", "stop", axis])[0]
+    x = graph.node("Slice", [graph.ops(_unpadded(parts.front), "x"), "start", "stop", axis])[0]
     inner = x = graph.node("Transpose", [x], perm=[2, 0, 1])[0]
     count = len(lstm.layers)
     states = [graph.node("Split", [name], count, axis=0, num_outputs=count) for name in ("h", "c")]

@@ -120,7 +120,7 @@ class OnnxDecoder:
         self.shape: Shape = entry.shape
         self.kv_dtype = np.dtype(np.int8 if entry.kv_width == 1 else np.float32)
         self.embedding = _mapped(entry.folder / onnx_cache.EMBEDDING_FILE)
-        self._cross = _mapped(entry.folder / onnx_cache.CROSS_FILE) if entry.shape.cross else None
+        self._cross = entry.folder / onnx_cache.CROSS_FILE if entry.shape.cross else None
         bias = entry.folder / onnx_cache.CROSS_BIAS_FILE
         self._cross_bias = _mapped(bias) if bias.is_file() else None
 
@@ -138,7 +138,8 @@ class OnnxDecoder:
         shape, found = self.shape, {}
         unlike, order = np.unique(states, axis=0, return_inverse=True)
         for index in range(shape.layers):
-            both = unlike @ self._cross[index].T
+            # Mapped anew for each layer, so that no more than one layer's pages count as this process' memory.
+            both = unlike @ _mapped(self._cross)[index].T
             if self._cross_bias is not None:
                 both += self._cross_bias[index]
             split = both.reshape(*both.shape[:2], 2, shape.heads, shape.head_dim).transpose(2, 0, 3, 1, 4)
