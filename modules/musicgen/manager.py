@@ -184,6 +184,8 @@ class ModelManager:
             self._loading = False
             self._on_status()
         self.catalog.problems.pop(model_id, None)
+        # What was only needed to load is handed back before the job takes its own.
+        memory.give_back()
         with self._lock:
             self._loaded = loaded
         self._on_status()
