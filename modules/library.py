@@ -50,6 +50,7 @@ from modules.contract import (
     TrackPatch,
     TrackQuery,
 )
+from modules.disk import sync_file, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -191,22 +192,6 @@ def _read_cursor(sort: str, cursor: str) -> _SortKey:
 
 
 # ------------------------------------------------------------------------------------------- small file steps
-def _sync_file(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_dir(path: Path) -> None:
-    """Make renames in a directory last; Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read_at_most(path: Path, count: int) -> bytes:
     """The file's first `count` bytes; a link is an error. Python's file object would cost half as much again."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
@@ -356,7 +341,7 @@ class Library:
                 if track is not None:
                     self._remove_files(name, track.format)
         if left:
-            _sync_dir(self._audio_dir)
+            sync_folder(self._audio_dir)
             log.info("removed %d leftovers of an interrupted run", len(left))
         for path in left:
             _remove(path)
@@ -565,7 +550,7 @@ class Library:
         try:
             with _disk_errors():
                 write_audio(staged)
-                _sync_file(staged)
+                sync_file(staged)
                 if tokens is not None:
                     _write_tokens(staged_tokens, tokens)
                 with self._lock:
@@ -591,14 +576,14 @@ class Library:
         intent = self._tmp_dir / f"{name}.save"
         try:
             _write_synced(intent, _to_json(track))
-            _sync_dir(self._tmp_dir)
+            sync_folder(self._tmp_dir)
             staged.rename(self._audio_dir / track.file)
             if track.has_tokens:
                 staged_tokens.rename(self._audio_dir / (name + _TOKENS_SUFFIX))
-            _sync_dir(self._audio_dir)
+            sync_folder(self._audio_dir)
             # JSON last: a track exists once its JSON does.
             intent.rename(self._json_path(name))
-            _sync_dir(self._audio_dir)
+            sync_folder(self._audio_dir)
         except BaseException:
             self._json_path(name).unlink(missing_ok=True)
             self._remove_files(name, track.format)
@@ -625,7 +610,7 @@ class Library:
         except BaseException:
             intent.unlink(missing_ok=True)
             raise
-        _sync_dir(self._audio_dir)
+        sync_folder(self._audio_dir)
         self._put(track, added=False)
 
     def add_stems(self, name: str, files: Mapping[str, Path], info: Mapping[str, Any]) -> Track:
@@ -646,7 +631,7 @@ class Library:
             intent = self._tmp_dir / f"{name}.stems"
             try:
                 _write_synced(intent, _to_json(track))
-                _sync_dir(self._tmp_dir)
+                sync_folder(self._tmp_dir)
                 self._move_stems(name, files)
                 self._replace_json(track, intent)
             except BaseException:
@@ -662,10 +647,10 @@ class Library:
             raise Conflict(f"the stems folder of track {name!r} is a link; remove it", field="name")
         folder.mkdir(exist_ok=True)
         for stem, path in files.items():
-            _sync_file(path)
+            sync_file(path)
             shutil.move(path, folder / f"{stem}.wav")
-        _sync_dir(folder)
-        _sync_dir(self._stems_dir)
+        sync_folder(folder)
+        sync_folder(self._stems_dir)
 
     # ---------------------------------------------------------------------------------------------- deleting
     @contextlib.contextmanager
@@ -716,8 +701,8 @@ class Library:
                 gone.append(self._entries.pop(name).track)
         finally:
             self._orders.clear()
-            _sync_dir(self._tmp_dir)
-            _sync_dir(self._audio_dir)
+            sync_folder(self._tmp_dir)
+            sync_folder(self._audio_dir)
             if gone:
                 self._changes.append(LibraryChange(removed=[track.name for track in gone]))
             for track in gone:
