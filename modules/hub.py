@@ -7,7 +7,6 @@ musicgen and stems both use it, and it imports neither torch nor (at module leve
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from modules.contract import DiskFull, DownloadFailed, ModelMissing
+from modules.contract import DiskFull, DownloadFailed, ModelMissing, is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ def _download(files: Sequence[HubFile], progress: Progress, what: str) -> None:
         for remote in remotes:
             _fetch_one(remote, meter, what)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise _disk_full(what, meter.total - meter.done) from None
         raise DownloadFailed(f"{what}: {_reason(error)}") from error
 

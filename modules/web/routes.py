@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -57,6 +56,7 @@ from modules.contract import (
     UnsupportedMediaType,
     Upload,
     ZipQuery,
+    is_disk_full,
 )
 from modules.settings import ROOT, Settings
 from modules.web.guard import MULTIPART_OVERHEAD_BYTES, error_response
@@ -207,7 +207,7 @@ def register_errors(app: Flask) -> None:
 
     @app.errorhandler(OSError)
     def os_error(error: OSError) -> Response:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             return error_response(DiskFull("there is no space left on the disk: free some and try again"))
         return defect(error)
 
