@@ -63,14 +63,7 @@ class Conditioner:
 
     def melody(self, spec: GenerationSpec) -> Any:
         """The melody as a float32 tensor [C, T] at the model's rate, or None."""
-        if spec.melody is None:
-            return None
-        import torch
-
-        from modules import audio
-
-        clip = audio.to_channels(audio.resample(spec.melody, self._facts.sample_rate_hz), self._facts.channels)
-        return torch.from_numpy(np.ascontiguousarray(clip.samples)).to(self._device)
+        return melody_wave(spec, self._facts, self._device)
 
     def both(self, text: str, melody: Any, window: Window, *, alone: bool) -> Conditions:
         """The conditional row and the unconditional one, padded to each other as audiocraft pads a batch.
@@ -94,25 +87,7 @@ class Conditioner:
         return self._fuse([*given, *(_nothing(each) for each in given)])
 
     def _attributes(self, text: str, melody: Any, window: Window, *, alone: bool) -> Any:
-        import torch
-        from audiocraft.modules.conditioners import ConditioningAttributes, WavCondition
-
-        attributes = ConditioningAttributes(text={"description": text})
-        if not self._facts.melody:
-            return attributes
-        rate = self._facts.sample_rate_hz
-        if melody is None:
-            wave, length = torch.zeros((1, 1, 1), device=self._device), 0
-        elif alone:
-            wave, length = melody[None], melody.shape[-1]
-        else:
-            first = int(window.start / self._facts.frame_rate_hz * rate)
-            length = int(self._facts.max_window_s * rate)
-            positions = torch.arange(first, first + length, device=self._device) % melody.shape[-1]
-            wave = melody[None][..., positions]
-        size = torch.tensor([length], device=self._device)
-        attributes.wav["self_wav"] = WavCondition(wave, size, [rate], [None], [0.0])
-        return attributes
+        return attributes(text, melody, window, self._facts, self._device, alone=alone)
 
     def _fuse(self, attributes: list[Any]) -> Conditions:
         import torch
@@ -125,6 +100,46 @@ class Conditioner:
         rows = _array(fused)
         added = rows[:, -1:] if self._fuser.fuse2cond.get("sum") else None
         return Conditions(rows[:, :-1], None if cross is None else _array(cross), added)
+
+
+def melody_wave(spec: GenerationSpec, facts: ModelFacts, device: str) -> Any:
+    """The melody as a float32 tensor [C, T] at the model's rate, or None."""
+    if spec.melody is None:
+        return None
+    import torch
+
+    from modules import audio
+
+    clip = audio.to_channels(audio.resample(spec.melody, facts.sample_rate_hz), facts.channels)
+    return torch.from_numpy(np.ascontiguousarray(clip.samples)).to(device)
+
+
+def attributes(text: str, melody: Any, window: Window, facts: ModelFacts, device: str, *, alone: bool) -> Any:
+    """What a window is conditioned on, as audiocraft's ConditioningAttributes.
+
+    Args:
+        melody: float32 tensor [C, T] at the model's rate, or None.
+        alone: the generation is this one window; else the melody goes on where the window before left it, round and
+            round.
+    """
+    import torch
+    from audiocraft.modules.conditioners import ConditioningAttributes, WavCondition
+
+    given = ConditioningAttributes(text={"description": text})
+    if not facts.melody:
+        return given
+    rate = facts.sample_rate_hz
+    if melody is None:
+        wave, length = torch.zeros((1, 1, 1), device=device), 0
+    elif alone:
+        wave, length = melody[None], melody.shape[-1]
+    else:
+        first, length = int(window.start / facts.frame_rate_hz * rate), int(facts.max_window_s * rate)
+        positions = torch.arange(first, first + length, device=device) % melody.shape[-1]
+        wave = melody[None][..., positions]
+    size = torch.tensor([length], device=device)
+    given.wav["self_wav"] = WavCondition(wave, size, [rate], [None], [0.0])
+    return given
 
 
 def _nothing(attributes: Any) -> Any:

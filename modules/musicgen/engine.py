@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from modules.contract import EngineInfo
+from modules.contract import EngineInfo, InvalidParameter
 
 if TYPE_CHECKING:
     from modules.audio import Clip
@@ -168,3 +168,43 @@ def windows(prompt_frames: int, new_frames: int, max_frames: int, stride_frames:
         yield Window(start, known, end)
         known = end
         start = max(start, end - (max_frames - stride_frames))
+
+
+def plan(spec: GenerationSpec, facts: ModelFacts, prompt: Codes) -> list[Window]:
+    """The windows of one generation after `prompt`, int64 [K, T]."""
+    return list(
+        windows(
+            prompt.shape[1],
+            facts.frames(spec.duration_s),
+            facts.max_frames,
+            facts.stride_frames(spec.extend_stride_s),
+        )
+    )
+
+
+def check(spec: GenerationSpec, facts: ModelFacts) -> Codes:
+    """Refuse what the model cannot do.
+
+    Returns:
+        the prompt codes, int64 [K, T], T = 0 when there are none.
+    Raises:
+        InvalidParameter: a melody for a model without one, prompt codes of another model.
+    """
+    if spec.melody is not None and not facts.melody:
+        raise InvalidParameter(
+            f"audio_prompt: {facts.model} cannot follow a melody, choose melody or melody-large",
+            field="audio_prompt",
+        )
+    if spec.prompt_codes is None:
+        return np.zeros((facts.codebooks, 0), np.int64)
+    codes = np.asarray(spec.prompt_codes, np.int64)
+    if codes.ndim != 2 or codes.shape[0] != facts.codebooks:
+        raise InvalidParameter(
+            f"continuation: tokens of shape {codes.shape} do not fit {facts.model}, it has {facts.codebooks} codebooks",
+            field="continuation",
+        )
+    if codes.size and not 0 <= codes.min() <= codes.max() < facts.cardinality:
+        raise InvalidParameter(
+            f"continuation: tokens outside 0 to {facts.cardinality - 1} are not {facts.model}'s", field="continuation"
+        )
+    return codes

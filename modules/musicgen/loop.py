@@ -18,9 +18,8 @@ import numpy as np
 from modules.contract import EngineInfo, InvalidParameter
 from modules.musicgen import memory
 from modules.musicgen.backends.interface import Backend, Guidance
-from modules.musicgen.backends.reference import check
 from modules.musicgen.conditions import Conditioner
-from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Window, windows
+from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Window, check, plan
 from modules.musicgen.patterns import DelayPattern
 from modules.musicgen.sampling import Sampler, SamplingRule
 
@@ -53,22 +52,15 @@ class LoopEngine:
         backend rounds alike for every number of rows; one of them differing may end in other tokens."""
         prompt = check(spec, self.facts)
         _check_rule(spec)
-        plan = list(
-            windows(
-                prompt.shape[1],
-                self.facts.frames(spec.duration_s),
-                self.facts.max_frames,
-                self.facts.stride_frames(spec.extend_stride_s),
-            )
-        )
+        planned = plan(spec, self.facts, prompt)
         melody = self._conditioner.melody(spec)
-        groups = self._groups(spec, max(window.length for window in plan)) if plan else []
-        meter = _Meter(sink, len(groups) * sum(self._steps(window) for window in plan))
+        groups = self._groups(spec, max(window.length for window in planned)) if planned else []
+        meter = _Meter(sink, len(groups) * sum(self._steps(window) for window in planned))
         if len(groups) == 1:
-            return self._windows(spec, plan, prompt, melody, meter)
+            return self._windows(spec, planned, prompt, melody, meter)
         # Takes must be told side by side, so those of several groups are told at the end.
         meter.muted = True
-        parts = [self._windows(replace(spec, seeds=seeds), plan, prompt, melody, meter) for seeds in groups]
+        parts = [self._windows(replace(spec, seeds=seeds), planned, prompt, melody, meter) for seeds in groups]
         nothing = np.zeros((len(spec.seeds), self.facts.codebooks, 0), np.int64)
         codes = np.concatenate(parts) if parts else nothing
         sink.frames(codes)
@@ -84,22 +76,22 @@ class LoopEngine:
             log.info("%d takes run %d at a time: more do not fit the free memory", len(spec.seeds), size)
         return [spec.seeds[at : at + size] for at in range(0, len(spec.seeds), size)]
 
-    def _windows(self, spec: GenerationSpec, plan: list[Window], prompt: Codes, melody: Any, meter: _Meter) -> Codes:
+    def _windows(self, spec: GenerationSpec, planned: list[Window], prompt: Codes, melody: Any, meter: _Meter) -> Codes:
         with _fixed_randomness():
-            return self._one_after_another(spec, plan, prompt, melody, meter)
+            return self._one_after_another(spec, planned, prompt, melody, meter)
 
     def _one_after_another(
-        self, spec: GenerationSpec, plan: list[Window], prompt: Codes, melody: Any, meter: _Meter
+        self, spec: GenerationSpec, planned: list[Window], prompt: Codes, melody: Any, meter: _Meter
     ) -> Codes:
         """All windows of all takes, int64 [takes, K, T_new]."""
         takes = len(spec.seeds)
         sampler = Sampler(SamplingRule.of(spec), spec.seeds)
         known = np.repeat(prompt[None], takes, axis=0)
         guidance: Guidance | None = None
-        for window in plan:
+        for window in planned:
             # A text is the same in every window; a melody moves on.
             if guidance is None or melody is not None:
-                guidance = self._guidance(spec, melody, window, alone=len(plan) == 1)
+                guidance = self._guidance(spec, melody, window, alone=len(planned) == 1)
             fresh = self._window(window, known[:, :, window.start :], guidance, sampler, meter)
             known = np.concatenate([known, fresh], axis=2)
         return known[:, :, prompt.shape[1] :]

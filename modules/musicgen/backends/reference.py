@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from modules.contract import EngineInfo, InvalidParameter
-from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Window, windows
+from modules.contract import EngineInfo
+from modules.musicgen.conditions import attributes, melody_wave
+from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Window, check, plan
 
 
 class ReferenceEngine:
@@ -38,21 +39,14 @@ class ReferenceEngine:
     def generate(self, spec: GenerationSpec, sink: Sink) -> Codes:
         """See Engine. With one take the frames of each window are delivered when it is done, else all at the end."""
         prompt = check(spec, self.facts)
-        plan = list(
-            windows(
-                prompt.shape[1],
-                self.facts.frames(spec.duration_s),
-                self.facts.max_frames,
-                self.facts.stride_frames(spec.extend_stride_s),
-            )
-        )
-        meter = _Meter(sink, len(spec.seeds) * sum(self._steps(window) for window in plan))
-        melody = self._melody(spec)
+        planned = plan(spec, self.facts, prompt)
+        meter = _Meter(sink, len(spec.seeds) * sum(self._steps(window) for window in planned))
+        melody = melody_wave(spec, self.facts, self._device)
         takes = []
         for seed in spec.seeds:
             seed_everything(seed)
             parts = []
-            for codes in self._take(spec, plan, prompt, melody, meter):
+            for codes in self._take(spec, planned, prompt, melody, meter):
                 parts.append(codes)
                 if len(spec.seeds) == 1:
                     sink.frames(codes[None])
@@ -63,15 +57,15 @@ class ReferenceEngine:
         return result
 
     def _take(
-        self, spec: GenerationSpec, plan: list[Window], prompt: Codes, melody: Any, meter: _Meter
+        self, spec: GenerationSpec, planned: list[Window], prompt: Codes, melody: Any, meter: _Meter
     ) -> Iterator[Codes]:
         """The new frames of each window, int64 [K, n]."""
         import torch
 
         known = prompt
-        for window in plan:
+        for window in planned:
             context = torch.from_numpy(known[None, :, window.start : window.known]).to(self._device)
-            condition = self._condition(spec.prompt, melody, window, alone=len(plan) == 1)
+            condition = attributes(spec.prompt, melody, window, self.facts, self._device, alone=len(planned) == 1)
             with self._guidance(spec.cfg_coef), self._autocast():
                 codes = self._lm.generate(
                     context if window.context else None,
@@ -93,38 +87,6 @@ class ReferenceEngine:
         """Decoder steps of a window: its new frames and the pattern's delay."""
         pattern = self._lm.pattern_provider.get_pattern(window.length)
         return len(pattern.layout) - int(pattern.get_first_step_with_timesteps(window.context))
-
-    def _melody(self, spec: GenerationSpec) -> Any:
-        """The melody as a float32 tensor [C, T] at the model's rate, or None."""
-        if spec.melody is None:
-            return None
-        import torch
-
-        from modules import audio
-
-        clip = audio.to_channels(audio.resample(spec.melody, self.facts.sample_rate_hz), self.facts.channels)
-        return torch.from_numpy(np.ascontiguousarray(clip.samples)).to(self._device)
-
-    def _condition(self, text: str, melody: Any, window: Window, *, alone: bool) -> Any:
-        """What a window is conditioned on. The melody goes on where the window before left it, round and round."""
-        import torch
-        from audiocraft.modules.conditioners import ConditioningAttributes, WavCondition
-
-        attributes = ConditioningAttributes(text={"description": text})
-        if not self.facts.melody:
-            return attributes
-        rate = self.facts.sample_rate_hz
-        if melody is None:
-            wav, length = torch.zeros((1, 1, 1), device=self._device), 0
-        elif alone:
-            wav, length = melody[None], melody.shape[-1]
-        else:
-            first, length = int(window.start / self.facts.frame_rate_hz * rate), int(self.facts.max_window_s * rate)
-            positions = torch.arange(first, first + length, device=self._device) % melody.shape[-1]
-            wav = melody[None][..., positions]
-        size = torch.tensor([length], device=self._device)
-        attributes.wav["self_wav"] = WavCondition(wav, size, [rate], [None], [0.0])
-        return attributes
 
     @contextmanager
     def _guidance(self, cfg_coef: float) -> Iterator[None]:
@@ -155,34 +117,6 @@ class _Meter:
         """audiocraft's callback after each step; its own numbers know one window only."""
         self._done += 1
         self._progress(self._done, self._total)
-
-
-def check(spec: GenerationSpec, facts: ModelFacts) -> Codes:
-    """Refuse what the model cannot do.
-
-    Returns:
-        the prompt codes, int64 [K, T], T = 0 when there are none.
-    Raises:
-        InvalidParameter: a melody for a model without one, prompt codes of another model.
-    """
-    if spec.melody is not None and not facts.melody:
-        raise InvalidParameter(
-            f"audio_prompt: {facts.model} cannot follow a melody, choose melody or melody-large",
-            field="audio_prompt",
-        )
-    if spec.prompt_codes is None:
-        return np.zeros((facts.codebooks, 0), np.int64)
-    codes = np.asarray(spec.prompt_codes, np.int64)
-    if codes.ndim != 2 or codes.shape[0] != facts.codebooks:
-        raise InvalidParameter(
-            f"continuation: tokens of shape {codes.shape} do not fit {facts.model}, it has {facts.codebooks} codebooks",
-            field="continuation",
-        )
-    if codes.size and not 0 <= codes.min() <= codes.max() < facts.cardinality:
-        raise InvalidParameter(
-            f"continuation: tokens outside 0 to {facts.cardinality - 1} are not {facts.model}'s", field="continuation"
-        )
-    return codes
 
 
 def seed_everything(seed: int) -> None:
