@@ -1,26 +1,10 @@
 /** The mixer's pictures on canvas: waveforms, the ruler with its loop, and the notes of a stem. */
 
+import { extremes, prepare, token } from '../ui/canvas.js';
+
 /**
  * @typedef {[start: number, end: number, pitch: number, velocity: number]} Note seconds, seconds, MIDI, 1 to 127
  */
-
-/** @param {Element} host @param {string} name */
-const token = (host, name) => getComputedStyle(host).getPropertyValue(name).trim();
-
-/**
- * @param {HTMLCanvasElement} canvas
- * @returns {{pen: CanvasRenderingContext2D, width: number, height: number} | null} null while it has no size
- */
-function prepare(canvas) {
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  const pen = canvas.getContext('2d');
-  if (width === 0 || height === 0 || !pen) return null;
-  const ratio = Math.min(2, devicePixelRatio || 1);
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  pen.scale(ratio, ratio);
-  return { pen, width, height };
-}
 
 /**
  * @param {HTMLCanvasElement} canvas
@@ -35,13 +19,7 @@ export function drawWave(canvas, peaks, loudest) {
   const scale = (middle - 1) / Math.max(loudest, 0.02);
   pen.fillStyle = token(canvas, '--wave');
   for (let x = 0; x < width; x += 1) {
-    const from = Math.floor((x * peaks.length) / width);
-    const to = Math.max(from + 1, Math.floor(((x + 1) * peaks.length) / width));
-    let [low, high] = [0, 0];
-    for (const [down, up] of peaks.slice(from, to)) {
-      low = Math.min(low, down);
-      high = Math.max(high, up);
-    }
+    const [low, high] = extremes(peaks, x, width);
     const top = Math.max(0, middle - high * scale);
     pen.fillRect(x, top, 1, Math.max(1, Math.min(height, middle - low * scale) - top));
   }

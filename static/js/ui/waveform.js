@@ -2,6 +2,7 @@
 
 import WaveSurfer from '../../vendor/wavesurfer.esm.js';
 import RegionsPlugin from '../../vendor/regions.esm.js';
+import { extremes, prepare, token } from './canvas.js';
 
 /**
  * @typedef {object} Options
@@ -13,9 +14,6 @@ import RegionsPlugin from '../../vendor/regions.esm.js';
  * @property {(seconds: number) => void} seek
  * @property {(loop: {start: number, end: number}) => void} [loop] a region was dragged
  */
-
-/** @param {Element} host @param {string} name */
-const token = (host, name) => getComputedStyle(host).getPropertyValue(name).trim();
 
 /** @param {HTMLElement} host */
 function colours(host) {
@@ -80,26 +78,15 @@ export function waveform({ host, nonce, peaks, seconds, height, seek, loop }) {
  * @param {{share: number, played: number}} extent how much of the width the peaks fill, and how much was played
  */
 export function drawPeaks(canvas, peaks, { share, played }) {
-  const ratio = Math.min(2, devicePixelRatio || 1);
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  if (width === 0 || height === 0) return;
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
-  const pen = canvas.getContext('2d');
-  if (!pen) return;
-  pen.scale(ratio, ratio);
+  const ready = prepare(canvas);
+  if (!ready) return;
+  const { pen, width, height } = ready;
   const bar = 3;
   const count = Math.max(1, Math.floor((width * share) / bar));
   const [quiet, loud] = [token(canvas, '--wave'), token(canvas, '--wave-played')];
   const loudest = peaks.reduce((most, [low, high]) => Math.max(most, high, -low), 0.05);
   for (let index = 0; index < count && peaks.length > 0; index += 1) {
-    const from = Math.floor((index * peaks.length) / count);
-    const to = Math.max(from + 1, Math.floor(((index + 1) * peaks.length) / count));
-    let [low, high] = [0, 0];
-    for (const [down, up] of peaks.slice(from, to)) {
-      low = Math.min(low, down);
-      high = Math.max(high, up);
-    }
+    const [low, high] = extremes(peaks, index, count);
     const middle = height / 2;
     const scale = (middle - 1) / loudest;
     pen.fillStyle = (index * bar) / width < played ? loud : quiet;
