@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,6 +149,42 @@ def test_on_a_small_screen_the_card_slides_over_the_chat_and_escape_takes_it_awa
     page.keyboard.press("Escape")
     expect(page.locator("#card .card-title")).to_have_count(0)
     expect(page.locator("#prompt")).to_be_in_viewport()
+    context.close()
+
+
+NAME_LINES = """(heading, width) => {
+  heading.style.flex = 'none';
+  heading.style.width = `${width}px`;
+  const lines = [];
+  let top = null;
+  for (const node of heading.childNodes) {
+    for (let at = 0; at < (node.data ?? '').length; at += 1) {
+      const range = document.createRange();
+      range.setStart(node, at);
+      range.setEnd(node, at + 1);
+      const box = range.getBoundingClientRect();
+      if (top === null || Math.abs(box.top - top) > 4) lines.push('');
+      top = box.top;
+      lines[lines.length - 1] += node.data[at];
+    }
+  }
+  return lines;
+}"""
+"""A heading in a narrow place, line by line: a line begins where a character stands lower than the one before."""
+
+
+def test_a_long_name_breaks_between_its_parts_and_stays_what_it_is(chromium: Browser, full: Site) -> None:
+    context, page = fresh(chromium, full)
+    fill(page)
+    title = page.locator(".card-title")
+    name = title.text_content()
+    assert name == title.get_attribute("title")
+    for width in range(120, 180, 10):
+        lines: list[str] = title.evaluate(NAME_LINES, width)
+        assert len(lines) > 1
+        assert "".join(lines) == name
+        pairs = itertools.pairwise(lines)
+        assert all(line.endswith("_") or following.startswith(".") for line, following in pairs), lines
     context.close()
 
 

@@ -183,3 +183,11 @@ export function saveText(name, type, text) {
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
+
+/**
+ * A file's name as text that a narrow place breaks after an underscore or before the ending, not inside a word.
+ * @param {string} name
+ * @returns {(string | HTMLElement)[]}
+ */
+export const breakable = (name) =>
+  name.split(/(?<=_)|(?=\.[^.]*$)/).flatMap((part, index) => (index === 0 ? [part] : [document.createElement('wbr'), part]));

@@ -14,7 +14,7 @@
  */
 
 import * as api from '../api.js';
-import { Disposer, button, el, icon, setAttrs } from '../ui/dom.js';
+import { Disposer, breakable, button, el, icon, setAttrs } from '../ui/dom.js';
 import { waveform } from '../ui/waveform.js';
 import { trackSound } from '../audio/player.js';
 import { clock } from '../format.js';
@@ -118,7 +118,7 @@ function header(track, { words, actions, store }) {
     'header',
     { class: 'card-head' },
     close,
-    el('h2', { class: 'card-title', text: track().file, attrs: { title: track().file } }),
+    el('h2', { class: 'card-title', attrs: { title: track().file } }, ...breakable(track().file)),
     favourite,
     lock,
   );
