@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
@@ -218,6 +221,7 @@ def test_reading_a_description_executes_nothing(tmp_path: Path) -> None:
 
 
 @given(data=st.binary(max_size=400))
+@example(data=b"\x96\x00\x00\x00\x00\x00\x00\x00\x01")  # a byte array said to be 2^56 bytes long
 @given_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_bytes_are_a_description_or_a_broken_model(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "any.bin"
@@ -228,9 +232,34 @@ def test_any_bytes_are_a_description_or_a_broken_model(tmp_path: Path, data: byt
         assert str(tmp_path) not in error.message  # noqa: PT017 - bytes that happen to be readable are right too
 
 
+def _archive(method: int) -> bytes:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", method) as archive:
+        archive.writestr(
+            "lm/data.pkl", pickle.dumps({"xp.cfg": "text", "numbers": list(range(40)), "bytes": b"x" * 60})
+        )
+    return whole.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_is_a_description_or_a_broken_model(tmp_path: Path, method: int) -> None:
+    whole, path, rng, broken = _archive(method), tmp_path / "state_dict.bin", random.Random(7), 0
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(rng.choice([1, 2, 5])):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            assert isinstance(read_texts(path), dict)
+        except ModelBroken:
+            broken += 1
+    assert broken > 50
+
+
 def test_the_catalogue_is_read_without_torch() -> None:
     code = """
 import sys
+import zipfile
 from modules.musicgen.catalog import Catalog
 from modules.settings import Settings
 assert len(Catalog(Settings()).models()) >= 10

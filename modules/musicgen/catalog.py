@@ -6,13 +6,16 @@ by walking the opcodes: no object of it is ever made.
 
 from __future__ import annotations
 
+import io
 import logging
+import lzma
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import yaml
 
@@ -33,6 +36,7 @@ _MB: Final = 1_000_000
 # What the parts weigh on the hub; shown before a download, which then asks the hub itself.
 _T5_BYTES, _ENCODEC_BYTES, _DEMUCS_BYTES, _POINTER_BYTES = 895 * _MB, 236 * _MB, 84 * _MB, 589
 _MAX_PICKLE_BYTES: Final = 64 * _MB
+_DAMAGED_ARCHIVE: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _LEGACY_PICKLES: Final = 4
 """Files from before torch's zip form begin with pickles of a magic number, a version, the system and the object."""
 
@@ -352,27 +356,31 @@ def read_texts(path: Path) -> dict[str, str]:
     Raises:
         ModelBroken: it is no torch file, or a damaged one.
     """
+    found: dict[str, str] = {}
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
                 if archive.getinfo(name).file_size > _MAX_PICKLE_BYTES:
                     raise ModelBroken(f"{path.name}: its index is too large for a checkpoint")
-                with archive.open(name) as file:
-                    return _texts_in(file)
-        with path.open("rb") as plain:
-            found: dict[str, str] = {}
+                found = _texts_in(io.BytesIO(archive.read(name)))
+        else:
+            with path.open("rb") as file:
+                head = io.BytesIO(file.read(_MAX_PICKLE_BYTES))
             for _ in range(_LEGACY_PICKLES):
-                found |= _texts_in(plain)
-            return found
-    except (ValueError, StopIteration, zipfile.BadZipFile, OSError, EOFError, UnicodeError) as error:
+                found |= _texts_in(head)
+    except (ValueError, StopIteration, OSError, EOFError, RuntimeError, *_DAMAGED_ARCHIVE) as error:
         raise ModelBroken(
             f"{path.name}: not a checkpoint, or a damaged one ({error or type(error).__name__})"
         ) from None
+    return found
 
 
-def _texts_in(file: IO[bytes]) -> dict[str, str]:
-    """String values that follow the strings `xp.cfg` and `pretrained` in one pickle."""
+def _texts_in(file: io.BytesIO) -> dict[str, str]:
+    """String values that follow the strings `xp.cfg` and `pretrained` in one pickle.
+
+    Out of memory, not out of the file: a file's own read() first reserves whatever length the bytes claim.
+    """
     found: dict[str, str] = {}
     key: str | None = None
     for _, argument, _ in pickletools.genops(file):
