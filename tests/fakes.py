@@ -222,13 +222,16 @@ class FakeSeparator:
         self.held.set()
         self.splits: list[tuple[str, ...]] = []
         self.fails: Exception | None = None
+        self.sketch = False
+        self.others: list[SeparatorInfo] = []
 
     def separators(self) -> list[SeparatorInfo]:
         return [
+            *self.others,
             SeparatorInfo(
                 id="fake", title="Fake", stems=list(FakeSeparatorInfo.stems), licence="CC0", state="ready",
-                download_bytes=0,
-            )
+                download_bytes=0, sketch=self.sketch,
+            ),
         ]  # fmt: skip
 
     def resolve(self, separator: str) -> FakeSeparatorInfo:

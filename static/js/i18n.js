@@ -66,6 +66,14 @@ export class Words {
     return Object.hasOwn(this.catalogue, key);
   }
 
+  /**
+   * What a model or a separator is called: its own title, unless we have one in this language.
+   * @param {{id: string, title: string}} info
+   */
+  name({ id, title }) {
+    return this.has(`name.${id}`) ? this.t(`name.${id}`) : title;
+  }
+
   /** @param {number} value @param {number} [digits] */
   number(value, digits) {
     return format.number(this.language, value, digits);

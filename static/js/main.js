@@ -207,7 +207,7 @@ async function loaded({ actions, store, words, tell }, job) {
   const model = store.state.models.find((item) => item.id === job.request.model);
   if (!actions.asked.has(job.client_id) || !model) return;
   if (job.status === 'done' && model.state === 'ready') {
-    if (store.state.values.model !== model.id) tell(words.t('models.nowAnswers', { name: model.title }));
+    if (store.state.values.model !== model.id) tell(words.t('models.nowAnswers', { name: words.name(model) }));
     actions.choose(model.id);
   } else if (job.status === 'failed') {
     actions.report(new api.ApiError(job.error ?? { code: 'internal', message: '' }, 0), () => void actions.fetchModel(model.id));

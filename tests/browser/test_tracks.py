@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from modules.contract import GenerateRequest, TrackQuery
+from modules.contract import GenerateRequest, SeparatorInfo, TrackQuery
 from tests.browser.conftest import Site, wait_for_sound
 
 
@@ -175,6 +175,30 @@ def test_splitting_shows_in_the_chat_and_its_stems_in_the_table_of_what_goes(
     site.wait(lambda: len(site.studio.track(two[0]).stems) == 4)
     page.locator(".card-actions").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("dialog").locator(".goes li")).to_have_count(7)
+
+
+def test_the_split_dialog_says_when_only_the_sketch_separator_is_here(
+    page: Page, site: Site, two: tuple[str, str]
+) -> None:
+    real = SeparatorInfo(
+        id="htdemucs", title="Hybrid Transformer Demucs", stems=["drums"], licence="MIT", state="downloadable",
+        download_bytes=84_100_000,
+    )  # fmt: skip
+    site.separator.others, site.separator.sketch = [real], True
+    page.locator(f".take [data-track='{two[0]}']").click()
+    split = page.locator(".card-actions").get_by_role("button", name="Split stems")
+    split.click()
+    dialog, note = page.get_by_role("dialog"), page.locator("#split-note")
+    expect(note).to_contain_text("comes with the program")
+    dialog.get_by_label("Separator").select_option("htdemucs")
+    expect(note).to_be_hidden()
+    dialog.get_by_label("Separator").select_option("fake")
+    expect(note).to_be_visible()
+    page.keyboard.press("Escape")
+    site.separator.others = [real.model_copy(update={"state": "ready", "download_bytes": 0})]
+    split.click()
+    expect(dialog.get_by_label("Separator")).to_have_value("auto")
+    expect(note).to_be_hidden()
 
 
 def test_the_library_searches_filters_pages_and_opens(page: Page, site: Site) -> None:

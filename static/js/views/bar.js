@@ -70,7 +70,7 @@ function showModel({ store, words }, shown) {
   else if (health?.model === id && health.model_state === 'loaded') state = t('model.loaded');
   const said = [
     el('span', { class: 'unseen', text: `${t('bar.model')}: ` }),
-    el('span', { class: 'model-name', text: model?.title ?? id }),
+    el('span', { class: 'model-name', text: model ? words.name(model) : id }),
   ];
   if (state) said.push(el('span', { class: 'model-state', text: state }));
   shown.replaceChildren(...said, icon('chevron'));

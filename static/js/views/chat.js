@@ -159,7 +159,7 @@ function describe({ request, labels }, { words, store }) {
   if (request.kind !== 'generate') return [];
   const model = store.state.models.find((item) => item.id === request.model);
   return [
-    model?.title ?? request.model,
+    model ? words.name(model) : request.model,
     Number.isFinite(request.duration) ? words.duration(request.duration) : '',
     request.takes > 1 ? t('summary.takes', { n: request.takes }) : '',
     labels.audio_prompt ? t('chip.audioPrompt', { name: labels.audio_prompt }) : '',

@@ -134,7 +134,7 @@ function summarise({ store, words }) {
   const { t } = words;
   const { values, models } = store.state;
   const model = models.find((item) => item.id === values.model);
-  const parts = [model?.title ?? String(values.model), words.duration(Number(values.duration)), String(values.format).toUpperCase()];
+  const parts = [model ? words.name(model) : String(values.model), words.duration(Number(values.duration)), String(values.format).toUpperCase()];
   if (Number(values.takes) > 1) parts.push(t('summary.takes', { n: Number(values.takes) }));
   if (Number(values.seed) >= 0) parts.push(t('summary.seed', { seed: String(values.seed) }));
   return parts.join(' · ');

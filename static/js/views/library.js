@@ -97,7 +97,7 @@ function filters({ store, words }) {
   const search = el('input', { class: 'text search', attrs: { type: 'search', placeholder: t('library.search'), 'aria-label': t('library.search'), maxlength: 200 } });
   search.value = now.q;
   search.addEventListener('input', () => set({ q: search.value }));
-  const models = [{ value: '', label: t('library.anyModel') }, ...store.state.models.map((model) => ({ value: model.id, label: model.title }))];
+  const models = [{ value: '', label: t('library.anyModel') }, ...store.state.models.map((model) => ({ value: model.id, label: words.name(model) }))];
   const formats = [{ value: '', label: t('library.anyFormat') }, ...['wav', 'flac', 'mp3'].map((value) => ({ value, label: value.toUpperCase() }))];
   const sorts = SORTS.map((value) => ({ value, label: t(`library.sort.${value}`) }));
   const flag = (/** @type {'favourite' | 'locked' | 'stems'} */ name, /** @type {string} */ picture) => {

@@ -67,7 +67,7 @@ function row(model, app, progress) {
     el(
       'div',
       { class: 'model-head' },
-      el('h3', { text: model.title }),
+      el('h3', { text: words.name(model) }),
       el('span', { class: `tag ${model.loaded ? 'loaded' : model.state}`, text: state }),
     ),
     el('p', { class: 'model-facts', text: facts.join(' · ') }),
@@ -93,7 +93,7 @@ function choices(model, chosen, { store, words, actions }) {
           button({
             label: t('models.choose'),
             press: () => actions.choose(model.id),
-            attrs: { 'data-focus': `choose-${model.id}`, 'aria-label': t('models.chooseThis', { name: model.title }) },
+            attrs: { 'data-focus': `choose-${model.id}`, 'aria-label': t('models.chooseThis', { name: words.name(model) }) },
           }),
     fetchable ? button({ label: t('models.download', { size: words.bytes(model.download_bytes) }), icon: 'download', kind: 'primary', press: () => void actions.fetchModel(model.id), attrs: { 'data-focus': `fetch-${model.id}` } }) : null,
     model.state === 'ready' && !model.loaded && chosen ? button({ label: t('models.load'), press: () => void actions.fetchModel(model.id), attrs: { 'data-focus': `load-${model.id}` } }) : null,

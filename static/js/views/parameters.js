@@ -21,7 +21,7 @@ export function rows(track, { words, store }) {
   const asked = USED.filter((name) => typeof value(name) === 'number' && !(name === 'top_k' && value('top_p') > 0));
   /** @type {[string, string | null][]} */
   const all = [
-    [t('param.model'), model?.title ?? track.model],
+    [t('param.model'), model ? words.name(model) : track.model],
     [t('table.made'), words.when(Date.parse(track.created_at))],
     [t('param.duration'), words.duration(track.duration_s)],
     [t('table.seedUsed'), String(track.seed)],

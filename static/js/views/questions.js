@@ -172,28 +172,51 @@ export async function askSplit(app, track) {
     body: [
       el('p', { class: 'hint', text: t('split.hint') }),
       el('div', { class: 'field' }, el('label', { text: t('param.stems'), attrs: { for: 'split-stems' } }), which),
-      way && el('div', { class: 'field' }, el('label', { text: t('split.separator'), attrs: { for: 'split-separator' } }), way),
+      way && way.node,
     ],
     actions: [
       button({ label: t('action.cancel'), press: () => shown.dialog.close('') }),
       button({ label: t('action.split'), icon: 'split', kind: 'primary', press: () => shown.dialog.close('split') }),
     ],
   });
-  if ((await shown.closed) === 'split') await actions.split({ track: track.name }, track.file, which.value, way?.value);
+  if ((await shown.closed) === 'split') await actions.split({ track: track.name }, track.file, which.value, way?.value());
 }
 
-/** The separators to choose from; null when there is no choice. @param {App} app */
+/**
+ * The separator a split will use: the one chosen, or for "auto" the best that is here.
+ * @param {readonly import('../contract.js').SeparatorInfo[]} found
+ * @param {string} chosen
+ */
+export function separatorFor(found, chosen) {
+  if (chosen !== 'auto') return found.find((info) => info.id === chosen);
+  const here = found.filter((info) => info.state === 'ready');
+  return here.find((info) => !info.sketch) ?? here[0];
+}
+
+/**
+ * The separators to choose from, with a word on the one that comes with the program; null when there is no choice.
+ * @param {App} app
+ * @returns {Promise<{node: HTMLElement, value: () => string} | null>}
+ */
 async function separatorChoice({ words, actions }) {
   const { t } = words;
   try {
     const found = await api.separators();
     if (found.length < 2) return null;
     const label = (/** @type {import('../contract.js').SeparatorInfo} */ info) => {
-      if (info.state === 'downloadable') return t('split.fetch', { title: info.title, size: words.bytes(info.download_bytes) });
-      return info.state === 'ready' ? info.title : t('split.missing', { title: info.title });
+      const title = words.name(info);
+      if (info.state === 'downloadable') return t('split.fetch', { title, size: words.bytes(info.download_bytes) });
+      return info.state === 'ready' ? title : t('split.missing', { title });
     };
     const options = found.filter((info) => info.state !== 'broken').map((info) => ({ value: info.id, label: label(info) }));
-    return select([{ value: 'auto', label: t('split.auto') }, ...options], 'auto', () => {}, { id: 'split-separator' });
+    const note = el('p', { class: 'hint', text: t('split.sketch'), attrs: { id: 'split-note', role: 'status' } });
+    const show = (/** @type {string} */ chosen) => { note.hidden = !separatorFor(found, chosen)?.sketch; };
+    const way = select([{ value: 'auto', label: t('split.auto') }, ...options], 'auto', show, { id: 'split-separator', 'aria-describedby': 'split-note' });
+    show('auto');
+    return {
+      node: el('div', { class: 'field' }, el('label', { text: t('split.separator'), attrs: { for: 'split-separator' } }), way, note),
+      value: () => way.value,
+    };
   } catch (problem) {
     actions.report(problem);
     return null;
