@@ -50,17 +50,33 @@ tests_of() {
   [ "$status" = 0 ] || [ "$status" = 5 ]
 }
 
-check "ruff" ruff check .
-check "ruff format" ruff format --check .
-check "mypy" mypy modules scripts training bench webui.py tests
-check "tsc" npm run --silent check
-check "eslint" npm run --silent lint
-check "node tests" npm run --silent test
+static_checks() {
+  check "ruff" ruff check .
+  check "ruff format" ruff format --check .
+  check "mypy" mypy modules scripts training bench webui.py tests
+  check "tsc" npm run --silent check
+  check "eslint" npm run --silent lint
+  check "node tests" npm run --silent test
+  printf '%s\n' ${failed[@]+"${failed[@]}"} > "$beside/failed"
+}
+
+# The tests keep one core busy; what only reads the code goes on beside them and is shown after them.
+beside=$(mktemp -d)
+static_checks > "$beside/shown" 2>&1 &
+reading=$!
+trap 'kill "$reading" 2>/dev/null || true; rm -rf "$beside"' EXIT
+
 # A file a process: the model stack is mended in place when it is imported, and --offline shuts the hub's client for
 # the whole process, so what one file leaves behind must not decide what the next one finds.
 for file in tests/test_*.py tests/browser/test_*.py; do
   check "pytest $file" tests_of "$file"
 done
+
+wait "$reading" || failed+=("the checks of the code broke off")
+cat "$beside/shown"
+while IFS= read -r name; do
+  [ -z "$name" ] || failed+=("$name")
+done < <(cat "$beside/failed" 2>/dev/null)
 
 echo
 if [ ${#failed[@]} -gt 0 ]; then
