@@ -16,7 +16,15 @@ import numpy as np
 
 from modules import audio
 from modules.audio import Clip, Samples
-from modules.contract import Cancelled, EngineInfo, InvalidParameter, ModelInfo, SeparatorInfo, UnknownModel
+from modules.contract import (
+    Cancelled,
+    EngineInfo,
+    InvalidParameter,
+    ModelInfo,
+    OutOfMemory,
+    SeparatorInfo,
+    UnknownModel,
+)  # fmt: skip
 from modules.musicgen.engine import Codes, GenerationSpec, Sink
 
 FRAME_RATE_HZ = 50.0
@@ -167,6 +175,8 @@ class FakeManager:
         self.engine = engine or FakeEngine()
         self.loaded: str | None = None
         self.load_fails: Exception | None = None
+        self.too_big: dict[str, list[dict[str, str]]] = {}
+        """model -> what would fit instead"""
         self.calls: list[str] = []
 
     def warm(self) -> None:
@@ -183,6 +193,8 @@ class FakeManager:
         progress("loading", 0, 1, None)
         if self.load_fails is not None:
             raise self.load_fails
+        if model_id in self.too_big:
+            raise OutOfMemory(f"{model_id} needs more memory", details={"fits": self.too_big[model_id]})
         self.loaded = model_id
         self.engine.melody = info.melody
         progress("loading", 1, 1, None)
@@ -190,7 +202,11 @@ class FakeManager:
 
     def preflight(self, model_id: str) -> dict[str, Any]:
         self.catalog.info(model_id)
-        return {"needs_bytes": 1_000_000, "free_bytes": 2_000_000, "fits": True, "fits_with": []}
+        fits = self.too_big.get(model_id)
+        return {
+            "needs_bytes": 1_000_000 if fits is None else 9_000_000_000, "free_bytes": 2_000_000, "fits": fits is None,
+            "fits_with": fits or [],
+        }  # fmt: skip
 
     def unload(self) -> None:
         self.calls.append("unload")

@@ -92,11 +92,12 @@ export class Actions {
     }
   }
 
-  /** Try again what was refused, failed or interrupted. @param {Entry} entry */
-  retry(entry) {
+  /** Try again what was refused, failed or interrupted. @param {Entry} entry @param {Partial<GenerateBody>} [change] */
+  retry(entry, change = {}) {
+    const body = /** @type {Body} */ ({ ...entry.request, ...change });
     // The server never took a refused one: under the same id it can only become one job.
-    if (entry.state === 'refused') return this.deliver(entry.id, entry.request);
-    return this.ask(entry.request, { ...entry.labels });
+    if (entry.state === 'refused' && Object.keys(change).length === 0) return this.deliver(entry.id, body);
+    return this.ask(body, { ...entry.labels });
   }
 
   /** The same music again. @param {Entry} entry */

@@ -141,13 +141,14 @@
  * @typedef {{id: string, name: string, seconds: number, sample_rate_hz: number, channels: number}} Upload
  * @typedef {{added?: Track[], changed?: Track[], removed?: string[]}} LibraryChange
  * @typedef {{protocol: number, version: string, jobs: Job[], tracks: number, models: ModelInfo[]}} Hello
+ * @typedef {{model: string, precision: string}} Fit what would fit the memory
  * @typedef {object} Estimate
  * @property {number} seconds
  * @property {boolean} fits
  * @property {number} [needs_bytes]
  * @property {number} [free_bytes]
  * @property {number} [first_sound_s]
- * @property {{model?: string, precision?: string}[]} [fits_with]
+ * @property {Fit[]} [fits_with]
  */
 
 /**

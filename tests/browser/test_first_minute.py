@@ -12,6 +12,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from modules import audio
 from modules.audio import Clip
+from modules.contract import TrackQuery
 from tests.browser.conftest import Site, wait_for_sound
 
 FILE = re.compile(r"^fake_\d{8}_\d\d_\d\d(_\d+)?\.wav$")
@@ -156,6 +157,29 @@ def test_settings_are_the_contracts_and_reach_the_engine(page: Page, site: Site)
     (spec,) = site.engine.specs
     assert (spec.duration_s, spec.top_p, spec.seeds) == (3, 0, (77,))
     expect(page.locator(".preflight")).to_contain_text("on this machine")
+
+
+def test_what_does_not_fit_the_memory_is_said_with_what_would_and_is_one_press_away(page: Page, site: Site) -> None:
+    site.manager.too_big["fake"] = [
+        {"model": "fake", "precision": "int4"},
+        {"model": "fake-melody", "precision": "int8"},
+    ]
+    page.locator("#settings-toggle").click()
+    page.get_by_label("Duration, s, exact value").fill("3")
+    page.locator("#settings-toggle").click()
+    expect(page.locator(".preflight")).to_contain_text("This needs 9")
+    expect(page.locator(".preflight")).to_contain_text("--precision int4")
+    ask(page, "an orchestra")
+    trouble = page.locator(".trouble")
+    expect(trouble).to_contain_text("Not enough memory")
+    trouble.get_by_role("button", name="Use Melody").click()
+    expect(page.locator(".take .link")).to_have_count(1)
+    assert site.studio.tracks(TrackQuery())[0][0].model == "fake-melody"
+    page.locator(".preflight").get_by_role("button", name="Use Melody").click()
+    expect(page.locator(".preflight")).to_contain_text("on this machine")
+    site.manager.too_big["fake-melody"] = []
+    ask(page, "nothing fits")
+    expect(page.locator(".trouble").last).to_contain_text("Close other programs")
 
 
 def test_a_preset_is_saved_found_again_and_deleted(page: Page) -> None:

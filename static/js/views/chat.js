@@ -2,6 +2,7 @@
 
 import { Disposer, button, el, icon } from '../ui/dom.js';
 import { byClient, isFinal } from '../models/jobs.js';
+import { whatFits } from './fits.js';
 import { progressBubble } from './progress.js';
 import { takeRow } from './takes.js';
 
@@ -9,6 +10,7 @@ import { takeRow } from './takes.js';
  * @typedef {import('../app.js').App} App
  * @typedef {import('../models/chat.js').Entry} Entry
  * @typedef {import('../contract.js').Job} Job
+ * @typedef {import('../contract.js').Fit} Fit
  *
  * @typedef {object} Shown one entry on the page
  * @property {HTMLElement} element
@@ -199,17 +201,18 @@ function splitLink({ request, labels }, { words, actions }) {
 }
 
 /** @param {Entry} entry @param {App} app */
-function trouble(entry, { words, actions, dialogs }) {
+function trouble(entry, app) {
+  const { words, actions, dialogs } = app;
   const { t } = words;
   const { error } = entry;
   const known = error && words.has(`error.${error.code}`);
   const said = error
     ? [el('strong', { text: known ? t(`error.${error.code}`) : t('error.internal') }), el('span', { text: error.message })]
     : [el('strong', { text: t('status.interrupted') })];
-  const fits = /** @type {{model?: string, precision?: string}[]} */ (error?.details?.fits ?? []);
-  if (fits.length > 0) {
-    said.push(el('span', { text: t('preflight.try', { models: words.listing(fits.map((item) => [item.model, item.precision].filter(Boolean).join(' '))) }) }));
-  }
+  const fits = /** @type {Fit[]} */ (error?.details?.fits ?? []);
+  const { request } = entry;
+  const noRoom = error?.code === 'out_of_memory' && request.kind === 'generate';
+  const other = noRoom ? whatFits(app, fits, request.model, (model) => void actions.retry(entry, { model })) : [];
   const missing = error?.code === 'model_missing' || error?.code === 'unknown_model';
   return el(
     'div',
@@ -219,6 +222,7 @@ function trouble(entry, { words, actions, dialogs }) {
     el(
       'div',
       { class: 'trouble-actions' },
+      ...other,
       missing ? button({ label: t('action.models'), press: () => dialogs.models() }) : null,
       button({ label: t('action.retry'), icon: 'redo', press: () => void actions.retry(entry) }),
     ),

@@ -2,6 +2,7 @@
 
 import * as api from '../api.js';
 import { Disposer, button, el, icon } from '../ui/dom.js';
+import { whatFits } from './fits.js';
 
 /** @typedef {import('../app.js').App} App */
 
@@ -202,12 +203,13 @@ function estimating(line, app, view) {
 }
 
 /** @param {App} app @param {import('../contract.js').Estimate} estimate */
-function told({ store, words }, { seconds, fits, first_sound_s: first, needs_bytes: needs, fits_with: others = [] }) {
+function told(app, { seconds, fits, first_sound_s: first, needs_bytes: needs, fits_with: others = [] }) {
+  const { store, words, actions } = app;
   const { t } = words;
   if (!fits) {
-    const other = others.map((item) => [item.model, item.precision].filter(Boolean).join(' ')).filter(Boolean);
     const text = needs ? t('preflight.tooBigBytes', { bytes: words.bytes(needs) }) : t('preflight.tooBig');
-    return [icon('warning'), el('span', { text: other.length > 0 ? `${text} ${t('preflight.try', { models: words.listing(other) })}` : text })];
+    const chosen = String(store.state.values.model);
+    return [icon('warning'), el('span', { text }), ...whatFits(app, others, chosen, (model) => actions.choose(model))];
   }
   const parts = [t('preflight.takes', { time: words.duration(seconds) })];
   if (first && store.state.prefs.live) parts.push(t('preflight.first', { time: words.duration(first) }));
