@@ -89,12 +89,11 @@ def run_headless(arguments: argparse.Namespace, settings: Settings) -> list[Path
         studio = Studio(settings, jobs_dir=Path(journal))
         try:
             _add_clips(body, arguments, studio)
-            meter = Meter() if sys.stderr.isatty() else None
+            meter = Meter(drawn=sys.stderr.isatty())
             try:
                 tracks = studio.run_once(body, meter)
             finally:
-                if meter is not None:
-                    meter.clear()
+                meter.clear()
             paths = [studio.audio_file(track.name) for track in tracks]
             return paths if arguments.out is None else _put_out(tracks, paths, arguments.out)
         finally:
@@ -157,23 +156,32 @@ def _is_a_track(path: Path) -> bool:
 
 
 class Meter:
-    """One line of progress on a terminal."""
+    """What a job says on stderr: which words were not read, and on a terminal one line of progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, drawn: bool) -> None:
+        self._drawn = drawn
         self._shown = ""
+        self._unknown: list[str] = []
 
     def __call__(self, job: Job) -> None:
+        if job.unknown_words != self._unknown:
+            self._unknown = job.unknown_words
+            self.clear()
+            sys.stderr.write(f"the model does not know: {', '.join(self._unknown)}\n")
         share = f" {min(job.done / job.total, 1.0):4.0%}" if job.total else ""
         left = f", {job.eta_s:.0f} s left" if job.eta_s is not None else ""
         self._show(f"{job.phase}{share}{left}")
 
     def clear(self) -> None:
         """Leave the line empty."""
-        self._show("")
-        sys.stderr.write("\r")
-        sys.stderr.flush()
+        if self._drawn:
+            self._show("")
+            sys.stderr.write("\r")
+            sys.stderr.flush()
 
     def _show(self, words: str) -> None:
+        if not self._drawn:
+            return
         sys.stderr.write("\r" + words.ljust(len(self._shown)))
         sys.stderr.flush()
         self._shown = words

@@ -469,7 +469,8 @@ class Job(Model):
     live: bool = False
     """True once GET /api/jobs/<id>/audio has sound."""
     live_s: float = 0.0
-    note: str = ""
+    unknown_words: list[str] = []
+    """Words of the prompt that the model does not read; the music is made without them."""
     error: Error | None = None
 
 

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -139,9 +139,9 @@ class JobContext:
         first = not self._entry.job.live
         self._queue._update(self._entry, at_once=first, live=True, live_s=round(seconds, 3))  # noqa: SLF001
 
-    def note(self, text: str) -> None:
-        """Show a line to the person beside the job."""
-        self._queue._update(self._entry, at_once=True, note=text)  # noqa: SLF001
+    def unknown_words(self, words: Sequence[str]) -> None:
+        """Say which words of the prompt the model does not read."""
+        self._queue._update(self._entry, at_once=True, unknown_words=list(words))  # noqa: SLF001
 
     def tracks(self, names: list[str]) -> None:
         """Record the tracks that the job has made so far; they survive a crash of the job."""

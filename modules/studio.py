@@ -521,7 +521,7 @@ class Studio:
             context.check()
             context.progress("preparing")
             if loaded.info.sketch and (unknown := unknown_words(request.prompt)):
-                context.note(f"the sketch model does not know: {', '.join(unknown)}")
+                context.unknown_words(unknown)
             made = plan(request, loaded, tune, start)
             made.timings_s["load"] = round(load_s, 3)
             stage = Stage(self.library, self.measurements, lambda rate, channels: self._open_live(job, rate, channels))

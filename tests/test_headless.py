@@ -20,7 +20,7 @@ import webui
 from modules import audio, studio
 from modules.contract import MAX_SEED, Job, OutOfMemory, Track, parameters
 from modules.settings import ROOT, parse
-from tests.fakes import FakeEngine, FakeManager, FakeSeparator
+from tests.fakes import FakeEngine, FakeManager, FakeSeparator, model_info
 
 URL_WAIT_S = 30.0
 
@@ -69,6 +69,18 @@ def test_the_path_is_printed_last_and_the_pair_is_there(
     assert np.abs(audio.decode(path).samples).max() > 0.1
     assert the_json(path).prompt == "warm lo-fi piano"
     assert path.parent == tmp_path / "data" / "audio"
+
+
+def test_words_that_the_model_does_not_read_are_said(
+    manager: FakeManager, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager.catalog._models["sketch"] = model_info("sketch", sketch=True)
+    assert (
+        webui.main([*folders(tmp_path), "--model", "sketch", "--prompt", "piano, xyzzyphone", "--duration", "1"]) == 0
+    )
+    said = capsys.readouterr()
+    assert "the model does not know: xyzzyphone\n" in said.err
+    assert Path(said.out.splitlines()[-1]).is_file()
 
 
 def test_every_parameter_of_the_contract_is_a_flag(
@@ -152,7 +164,7 @@ def test_jobs_that_a_server_left_waiting_are_left_to_it(manager: FakeManager, tm
 
 
 def test_progress_is_one_line_that_is_gone_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    meter = webui.Meter()
+    meter = webui.Meter(drawn=True)
     job = Job(
         id="a", client_id="b", rev=1, kind="generate", status="running", phase="generating", done=45, total=100,
         eta_s=12.4, created_at="", request={},

@@ -345,7 +345,7 @@ def test_revisions_rise_with_every_published_change(jobs: JobQueue, stage: Stage
     ids = [jobs.submit(request(f"c{n}")).id for n in range(3)]
     for job_id in ids:
         running(jobs, job_id)
-        stage.do(lambda context: context.note("a note"))
+        stage.do(lambda context: context.unknown_words(["xyzzy"]))
         stage.do(lambda context: context.live(1.5))
         stage.finish()
         jobs.wait(job_id, SOON_S)
@@ -354,7 +354,7 @@ def test_revisions_rise_with_every_published_change(jobs: JobQueue, stage: Stage
         revs = [job.rev for job in stage.seen if job.id == job_id]
         assert len(revs) == len(set(revs))
         last = max((job for job in stage.seen if job.id == job_id), key=lambda job: job.rev)
-        assert (last.status, last.note, last.live, last.live_s) == ("done", "a note", True, 1.5)
+        assert (last.status, last.unknown_words, last.live, last.live_s) == ("done", ["xyzzy"], True, 1.5)
 
 
 # ------------------------------------------------------------------------------------------------ the disk

@@ -67,7 +67,7 @@
  * @property {string[]} tracks
  * @property {boolean} live
  * @property {number} live_s
- * @property {string} note
+ * @property {string[]} unknown_words
  * @property {StudioError | null} error
  *
  * @typedef {{kind: 'upload' | 'track', name: string, seconds: number, mode?: string | null, from_s?: number | null}} Source

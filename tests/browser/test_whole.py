@@ -63,11 +63,17 @@ def test_typed_on_a_fresh_offline_machine_and_heard(chromium: Browser, program: 
         page.keyboard.press("Enter")
         expect(page.locator(".take .link")).to_have_count(number, timeout=SLOW_START_MS)
         page.wait_for_timeout(600)
+    page.fill("#prompt", "techno with a xyzzyphone")
+    page.keyboard.press("Enter")
+    expect(page.locator(".take .link")).to_have_count(3)
+    expect(page.locator(".bubble .note").last).to_have_text("The sketch model does not know: xyzzyphone.")
     page.locator(".take .link").last.click()
     expect(page.locator("#card .card-title")).to_be_visible()
     wait_for_sound(page)
     clip = audio.decode(next((data / "audio").glob("*.wav")))
     assert abs(clip.samples).max() > 0.05
+    page.reload()
+    expect(page.locator(".bubble .note").last).to_have_text("The sketch model does not know: xyzzyphone.")
     assert complaints == []
     if os.environ.get("UPDATE_SCREENSHOT"):
         page.locator("#card .big").click()

@@ -36,7 +36,7 @@ function state(change = {}) {
 function job(change) {
   return /** @type {import('../../static/js/contract.js').Job} */ ({
     id: 'j1', client_id: 'c1', rev: 1, kind: 'generate', status: 'queued', phase: 'queued', done: 0, total: 0, rate: null,
-    eta_s: null, position: 0, created_at: '', request: {}, track: null, tracks: [], live: false, live_s: 0, note: '', error: null,
+    eta_s: null, position: 0, created_at: '', request: {}, track: null, tracks: [], live: false, live_s: 0, unknown_words: [], error: null,
     ...change,
   });
 }

@@ -20,6 +20,7 @@ import { isFinal } from './jobs.js';
  * @property {'sending' | 'sent' | 'refused' | Job['status']} state
  * @property {TrackRef[]} tracks
  * @property {string[]} removed names among `tracks` that were deleted since
+ * @property {string[]} unknown words of the prompt that the model did not read
  * @property {StudioError | null} error
  */
 
@@ -35,7 +36,7 @@ const STATES = new Set(['sending', 'sent', 'refused', 'queued', 'running', 'done
  * @returns {Entry}
  */
 export function entry(id, body, labels, at) {
-  return { id, at, request: body, labels, state: 'sending', tracks: [], removed: [], error: null };
+  return { id, at, request: body, labels, state: 'sending', tracks: [], removed: [], unknown: [], error: null };
 }
 
 /**
@@ -76,7 +77,7 @@ export function takeJob(chat, job, tracks) {
     const track = tracks[name];
     return track ? ref(track) : (known.tracks[index] ?? { name, file: name, duration_s: 0, take: index + 1, seed: null });
   });
-  return change(chat, known.id, { state: job.status, tracks: refs, error: job.error ?? null });
+  return change(chat, known.id, { state: job.status, tracks: refs, unknown: job.unknown_words, error: job.error ?? null });
 }
 
 /** @param {Track} track @returns {TrackRef} */
@@ -149,6 +150,7 @@ function readEntry(raw) {
     state: raw.state,
     tracks,
     removed: list(raw.removed).filter((name) => names.has(name)),
+    unknown: list(raw.unknown).map((word) => text(word)).filter((word) => word !== ''),
     error: readError(raw.error),
   };
 }

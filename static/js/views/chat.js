@@ -3,7 +3,7 @@
 import { Disposer, button, el, icon } from '../ui/dom.js';
 import { byClient, isFinal } from '../models/jobs.js';
 import { whatFits } from './fits.js';
-import { progressBubble } from './progress.js';
+import { notRead, progressBubble } from './progress.js';
 import { takeRow } from './takes.js';
 
 /**
@@ -114,7 +114,7 @@ function mark(host, active) {
 function draw(item, entry, app) {
   const job = byClient(app.store.state.jobs, entry.id);
   const live = job && !isFinal(job) ? job : undefined;
-  const drawn = JSON.stringify([entry.state, entry.tracks, entry.removed, entry.error, live?.id, live?.live]);
+  const drawn = JSON.stringify([entry.state, entry.tracks, entry.removed, entry.unknown, entry.error, live?.id, live?.live]);
   if (drawn === item.drawn) {
     if (live) item.progress?.(live);
     return;
@@ -189,6 +189,7 @@ function reply(item, entry, job, app) {
   if (entry.error || entry.state === 'interrupted') made.append(trouble(entry, app));
   if (entry.state === 'cancelled') made.append(el('p', { class: 'said', text: t(entry.tracks.length > 0 ? 'status.kept' : 'status.cancelled') }));
   if (entry.state === 'done' && entry.request.kind === 'split') made.append(el('p', { class: 'said', text: t('chat.splitDone') }), splitLink(entry, app));
+  if (entry.unknown.length > 0) made.append(el('p', { class: 'note', text: notRead(entry.unknown, app) }));
   if (entry.tracks.length > 0) made.append(takeRow(entry, app, item.parts));
   return made;
 }

@@ -46,13 +46,16 @@ export function progressBubble(job, app, parts) {
     if (share === null) meter.removeAttribute('value');
     else meter.value = share;
     meter.hidden = next.status === 'queued';
-    note.textContent = next.note;
-    note.hidden = next.note === '';
+    note.textContent = notRead(next.unknown_words, app);
+    note.hidden = next.unknown_words.length === 0;
     keep.hidden = !(next.kind === 'generate' && next.live_s > 0.5);
   };
   update(job);
   return { element, update };
 }
+
+/** Which words of a prompt the model did not read. @param {readonly string[]} unknown @param {App} app */
+export const notRead = (unknown, { words }) => words.t('note.notRead', { words: words.listing(unknown) });
 
 /** @param {Job} job @param {App} app */
 function said({ status, phase, position }, { words, store }) {
