@@ -69,22 +69,24 @@ def _read(path: Path) -> dict[str, float]:
 
 
 _READ_BYTES_PER_S = {"cpu": 15e9, "cuda": 400e9, "mps": 60e9}
-"""How fast a usual machine reads weights: a guess for the time before the first measurement."""
-_BYTES_A_WEIGHT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.6}
+"""How fast a usual machine reads memory: a guess for the time before the first measurement."""
+_LEAST_STEP_BYTES = 20e6
 _LOAD_BYTES_PER_S = 400e6
 _FIRST_SOUND_FRAMES = 30
 
 
-def forecast(known: Measurements, request: GenerateRequest, info: ModelInfo, status: dict[str, Any]) -> dict[str, Any]:
-    """See Studio.estimate."""
+def forecast(
+    known: Measurements, request: GenerateRequest, info: ModelInfo, status: dict[str, Any], step_bytes: int
+) -> dict[str, Any]:
+    """See Studio.estimate. `step_bytes` is what a step reads from memory."""
     engine = status.get("engine")
     device = engine.device if engine else str(status.get("device", "cpu"))
     backend, precision = (engine.backend, engine.precision) if engine else ("", "")
     measured = known.nearest("steps_per_s", info.id, backend, precision, device, str(request.takes))
-    pace = measured or _guessed_steps_per_s(info, device, precision, request)
+    pace = measured or _guessed_steps_per_s(device, step_bytes, request)
     load_s = 0.0
     if status.get("model") != info.id:
-        load_s = known.get("load_s", info.id) or weights_bytes(info, "float32") / _LOAD_BYTES_PER_S
+        load_s = known.get("load_s", info.id) or (info.params_m or 0.0) * 4e6 / _LOAD_BYTES_PER_S
     frames = request.duration * info.frame_rate_hz
     decode_x = known.get("decode_x", info.id)
     rest_s = 0.0 if not decode_x else (request.takes - 1) * request.duration / decode_x
@@ -95,13 +97,7 @@ def forecast(known: Measurements, request: GenerateRequest, info: ModelInfo, sta
     }
 
 
-def weights_bytes(info: ModelInfo, precision: str) -> float:
-    """What the decoder's weights take in memory."""
-    return (info.params_m or 0.0) * 1e6 * _BYTES_A_WEIGHT.get(precision, 4.0)
-
-
-def _guessed_steps_per_s(info: ModelInfo, device: str, precision: str, request: GenerateRequest) -> float:
-    """One step reads every weight once; takes share the reading."""
-    size = max(weights_bytes(info, precision or "float32"), 20e6)
+def _guessed_steps_per_s(device: str, step_bytes: int, request: GenerateRequest) -> float:
+    """Reading memory is what a step takes; takes share the weights."""
     speed = next((s for name, s in _READ_BYTES_PER_S.items() if device.startswith(name)), _READ_BYTES_PER_S["cpu"])
-    return min(speed / size, 400.0) / (1 + 0.2 * (request.takes - 1))
+    return min(speed / max(step_bytes, _LEAST_STEP_BYTES), 400.0) / (1 + 0.2 * (request.takes - 1))

@@ -208,6 +208,10 @@ class FakeManager:
             "fits_with": fits or [],
         }  # fmt: skip
 
+    def step_bytes(self, model_id: str, seconds: float) -> int:
+        self.catalog.info(model_id)
+        return 50_000_000 + int(seconds * 1_000_000)
+
     def unload(self) -> None:
         self.calls.append("unload")
         self.loaded = None

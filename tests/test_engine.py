@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from modules import settings
 from modules.contract import Cancelled, InvalidParameter, ModelBroken
-from modules.musicgen import backends, compat
+from modules.musicgen import backends, compat, memory
+from modules.musicgen.catalog import Shape
 from modules.musicgen.engine import Codes, Engine
 from modules.musicgen.patterns import UNKNOWN, DelayPattern
 from tests import decoders
@@ -188,8 +189,6 @@ def test_generating_leaves_pythons_own_generator_where_it_was(engines: Open) -> 
 def test_takes_that_do_not_fit_the_memory_together_run_in_groups_with_the_same_tokens(
     engines: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modules.musicgen import memory
-
     spec = replace(SPEC, temperature=1.0, seeds=(5, 6, 7), duration_s=2.5)
     engine = engines("mono", "onnx")
     together = engine.generate(spec, Listener())
@@ -206,6 +205,50 @@ def test_takes_that_do_not_fit_the_memory_together_run_in_groups_with_the_same_t
 def test_a_rule_that_cannot_be_is_refused(engines: Open, change: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter):
         engines("mono", "onnx").generate(replace(SPEC, **change), Listener())
+
+
+# ------------------------------------------------------------------------------- what the memory is reckoned with
+def kept_bytes(engine: Any, takes: int) -> int:
+    """What the keys and values of a whole window really take."""
+    from modules.musicgen.backends.interface import Guidance
+    from modules.musicgen.engine import Window
+    from modules.musicgen.sampling import Sampler, SamplingRule
+
+    rows = engine._conditioner.both("a warm piano", None, Window(0, 0, 1), alone=True).repeat(takes)
+    steps, sampler = engine._pattern.steps(decoders.FRAMES), Sampler(SamplingRule(1.0, 0, 0.0), tuple(range(takes)))
+    cursor = engine._backend.cursor(Guidance((rows,), takes, 3.0), sampler, steps, lambda: None)
+    (opened,) = cursor._passes
+    arrays = opened._buffers.values() if hasattr(opened, "_buffers") else [part for pair in opened._kv for part in pair]
+    total = int(sum(array.nbytes for array in arrays))
+    cursor.close()
+    return total
+
+
+@pytest.mark.parametrize("takes", [1, 3])
+@pytest.mark.parametrize(
+    ("backend", "precision"), [("torch", "float32"), ("onnx", "float32"), ("onnx", "int8"), ("onnx", "int4")]
+)
+def test_keys_and_values_are_reckoned_as_the_backend_allocates_them(
+    engines: Open, backend: str, precision: str, takes: int
+) -> None:
+    shape = Shape(dim=64, layers=3, card=decoders.CARD)
+    kept = kept_bytes(engines("mono", backend, precision), takes)
+    assert memory.cache_bytes(shape, decoders.FRAMES, precision, takes) == kept
+
+
+def test_what_a_melody_model_puts_before_has_room_in_the_reckoning(engines: Open) -> None:
+    shape, frames = Shape(dim=64, layers=3, card=decoders.CARD, cross_attention=False), decoders.FRAMES
+    kept, reckoned = kept_bytes(engines("prepending", "onnx"), 1), memory.cache_bytes(shape, frames, "float32")
+    assert kept <= reckoned
+    # Three words are put before, where there is room for 512 positions.
+    assert reckoned - kept == (memory.PREPENDED_STEPS - 3) * 2 * 2 * 3 * 64 * 4
+
+
+def test_a_build_without_int8_attention_is_reckoned_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = Shape(dim=64, layers=3)
+    small = memory.cache_bytes(shape, 100, "int8")
+    monkeypatch.setattr("modules.musicgen.backends.onnx.int8_cache_works", lambda: False)
+    assert memory.cache_bytes(shape, 100, "int8") == 4 * small == memory.cache_bytes(shape, 100, "float32")
 
 
 # ----------------------------------------------------------------------------------------- choosing a backend

@@ -655,6 +655,14 @@ def test_the_estimate_knows_the_published_sizes(managers: Any, model_id: str, we
     assert sizes[-1] > 2 * weights
 
 
+def test_a_step_reads_the_weights_and_half_of_the_keys_and_values(managers: Any) -> None:
+    manager = managers(backend="onnx")
+    entry = manager.catalog.entry("small")
+    half = memory.cache_bytes(entry.shape, 1500, "int8") / 2
+    assert manager.step_bytes("small", 30) == int(entry.shape.parameters * memory.WEIGHT_BYTES["int8"] + half)
+    assert manager.step_bytes("small", 90) == manager.step_bytes("small", 30) > manager.step_bytes("small", 10)
+
+
 # ----------------------------------------------------------------------------------------- memory for real
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "share"), [("reference", 0.9), ("onnx", 0.25)])

@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.7
 """Of the free memory, what keys and values may take."""
-PREPENDED_STEPS = 512
-"""Room reckoned for what melody models put before the first step."""
 MELODY_SEED = 0
 """The melody's separation shifts its input at random; a fixed seed gives every take and every run the same melody."""
 
@@ -69,7 +67,7 @@ class LoopEngine:
     def _groups(self, spec: GenerationSpec, frames: int) -> list[tuple[int, ...]]:
         """The seeds in as few groups as the free memory has room for."""
         rows = 1 if spec.cfg_coef == 1 else 2
-        take = rows * self._backend.row_bytes(self._pattern.steps(frames) + PREPENDED_STEPS)
+        take = rows * self._backend.row_bytes(self._pattern.steps(frames) + memory.PREPENDED_STEPS)
         free = memory.available_bytes(self._backend.info.device) * MEMORY_SHARE
         size = max(1, min(len(spec.seeds), int(free // take)))
         if size < len(spec.seeds):

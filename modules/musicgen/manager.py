@@ -388,6 +388,19 @@ class ModelManager:
             "needs_bytes": needs, "free_bytes": free, "fits": fits, "fits_with": [] if fits else self.fits(entry),
         }  # fmt: skip
 
+    def step_bytes(self, model_id: str, seconds: float) -> int:
+        """What each step of so much music reads: in the precision the model has, or would be tried in first.
+
+        Raises:
+            UnknownModel.
+        """
+        entry = self.catalog.entry(model_id)
+        with self._lock:
+            loaded = self._loaded
+        if loaded is not None and loaded.info.id == model_id:
+            return memory.step_bytes(entry, loaded.engine_info.precision, seconds)
+        return memory.step_bytes(entry, backends.ladder(self.settings, self._device or "cpu")[0][0], seconds)
+
     def fits(self, entry: Entry) -> list[dict[str, str]]:
         """What would fit the memory that is free: the same model in less, then other models, the largest first."""
         free = memory.available_bytes(self._device or "cpu")

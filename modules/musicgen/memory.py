@@ -18,11 +18,17 @@ WEIGHT_BYTES: Final[dict[str, float]] = {
     "float32": 4.0,
     "float16": 2.0,
     "bfloat16": 2.0,
-    # Blocks of 32 weights with a float32 scale each.
-    "int8": 1.125,
-    "int4": 0.625,
+    # A float32 scale for every 128 weights, and for every 32.
+    "int8": 1 + 4 / 128,
+    "int4": 0.5 + 4 / 32,
 }
 """Bytes a weight of the decoder takes."""
+CACHE_BYTES: Final[dict[str, int]] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int4": 1}
+"""Bytes a key or value takes: with int8 and int4 weights they are int8, their scales lie in the weights."""
+DELAY_STEPS: Final = 4
+"""Positions beyond a window's frames: the first one, and the delays of the published patterns."""
+PREPENDED_STEPS: Final = 512
+"""Room reckoned for what melody models put before the first step."""
 _MB: Final = 1_000_000
 _T5_PARAMETERS, _ENCODEC_PARAMETERS, _DEMUCS_PARAMETERS = 110 * _MB, 59 * _MB, 42 * _MB
 _OVERHEAD_BYTES: Final = 300 * _MB
@@ -50,8 +56,27 @@ def estimate_bytes(model: Entry, precision: str) -> int:
 
 def cache_bytes(shape: Shape, frames: int, precision: str, takes: int = 1) -> int:
     """Self-attention's keys and values over a window, the conditional and the unconditional row of each take."""
-    size = 2 if precision in ("float16", "bfloat16") else 4
-    return 2 * 2 * takes * shape.layers * shape.dim * frames * size
+    positions = frames + DELAY_STEPS + (0 if shape.cross_attention else PREPENDED_STEPS)
+    return 2 * 2 * takes * shape.layers * shape.dim * positions * _cache_width(precision)
+
+
+def step_bytes(model: Entry, precision: str, seconds: float) -> int:
+    """What a step reads, on average over one take of so much music: every weight, and half of the keys and values."""
+    if model.shape is None:
+        return 0
+    frames = int(min(seconds, model.window_s) * model.frame_rate_hz)
+    read = model.shape.parameters * WEIGHT_BYTES[precision] + cache_bytes(model.shape, frames, precision) / 2
+    return int(read)
+
+
+def _cache_width(precision: str) -> int:
+    width = CACHE_BYTES[precision]
+    if width == 1:
+        from modules.musicgen.backends.onnx import int8_cache_works
+
+        # A build of ONNX Runtime without the operator keeps float32.
+        return 1 if int8_cache_works() else 4
+    return width
 
 
 def available_bytes(device: str) -> int:
