@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modules import settings
 from modules.audio import Clip
 from modules.contract import Cancelled, InvalidParameter
-from modules.musicgen import compat
+from modules.musicgen import backends, compat
+from modules.musicgen.backends.onnx import OnnxPass
 from modules.musicgen.backends.reference import ReferenceEngine, seed_everything
 from modules.musicgen.codec import Codec
 from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Window, windows
+from modules.musicgen.loop import MELODY_SEED
 from tests import checkpoints
 
 SPEC = GenerationSpec(prompt="warm lo-fi piano", duration_s=0.5, seeds=(7,), top_k=50, extend_stride_s=2.4)
@@ -231,6 +235,56 @@ def test_a_melody_goes_on_over_the_windows_as_in_audiocraft(melody: Loaded) -> N
     codes = melody.engine.generate(spec, Recorder())
     assert spec.melody is not None
     np.testing.assert_array_equal(codes[0], melody.ask_oracle(spec, melody=[torch.from_numpy(spec.melody.samples)]))
+
+
+@pytest.fixture(scope="module")
+def own(melody: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Our own loop on ONNX Runtime, on the melody model."""
+    folder = tmp_path_factory.mktemp("onnx")
+    chosen = settings.parse(["--cache-dir", str(folder), "--precision", "float32", "--threads", "1"], {})
+    engine = backends.choose(chosen, melody.lm, "cpu", melody.facts)
+    assert engine.info.backend == "onnx"
+    return engine
+
+
+def test_our_own_loop_follows_a_melody_with_the_tokens_of_generate_with_chroma(melody: Loaded, own: Any) -> None:
+    import torch
+
+    clip = tune(2.5)
+    spec = replace(SPEC, duration_s=2.0, temperature=0.0, melody=clip)
+    melody.oracle.set_generation_params(
+        use_sampling=False, duration=spec.duration_s, cfg_coef=spec.cfg_coef, extend_stride=spec.extend_stride_s
+    )
+    # The separation shifts its input at random.
+    random.seed(MELODY_SEED)
+    waves = [torch.from_numpy(clip.samples)]
+    _, expected = melody.oracle.generate_with_chroma([spec.prompt], waves, clip.sample_rate_hz, return_tokens=True)
+    codes = own.generate(spec, Recorder())
+    assert codes.shape[2] == 100
+    np.testing.assert_array_equal(codes[0], expected[0].numpy())
+    higher = Clip(clip.samples[:, ::-1].copy(), clip.sample_rate_hz)
+    assert (codes != own.generate(replace(spec, melody=higher), Recorder())).any()
+
+
+def test_our_own_loops_logits_after_a_melody_are_audiocrafts(melody: Loaded, own: Any) -> None:
+    import torch
+    from audiocraft.modules.conditioners import ClassifierFreeGuidanceDropout
+
+    clip, tokens = tune(2.5), np.random.default_rng(2).integers(0, checkpoints.CARD, (1, checkpoints.CODEBOOKS, 60))
+    both = np.repeat(tokens, 2, axis=0)
+    random.seed(MELODY_SEED)
+    given, _ = melody.oracle._prepare_tokens_and_attributes([SPEC.prompt], None, [torch.from_numpy(clip.samples)])
+    with torch.inference_mode():
+        expected = melody.lm(torch.from_numpy(both), given + ClassifierFreeGuidanceDropout(p=1.0)(given)).numpy()
+    random.seed(MELODY_SEED)
+    heard = own._conditioner.melody(replace(SPEC, melody=clip))
+    conditions = own._conditioner.both(SPEC.prompt, heard, Window(0, 0, 60), alone=True)
+    row = OnnxPass(own._backend._decoder, conditions, 60)
+    found = np.stack([row.feed(both[..., at : at + 1]).copy() for at in range(60)], axis=2)
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    # The chroma of a tune is before the first step, and it is not the silence of the row without a condition.
+    assert conditions.prepend.shape[1] > 10
+    assert np.abs(conditions.prepend[0] - conditions.prepend[1]).max() > 0.01
 
 
 def test_a_melody_model_makes_music_without_a_melody(melody: Loaded) -> None:

@@ -19,7 +19,7 @@ from modules.contract import Cancelled, DiskFull, ModelBroken
 from modules.musicgen import backends, compat
 from modules.musicgen.backends import onnx_cache
 from modules.musicgen.backends.interface import Pass
-from modules.musicgen.backends.onnx import BLOCKS, OnnxDecoder, OnnxPass, int8_cache_works, open_onnx
+from modules.musicgen.backends.onnx import BLOCKS, OnnxDecoder, OnnxPass, fresh_memory, int8_cache_works, open_onnx
 from modules.musicgen.backends.onnx_cache import Key, OnnxCache
 from modules.musicgen.backends.quantise import quantise, restore
 from modules.musicgen.backends.torch_static import StaticDecoder, TorchPass
@@ -377,3 +377,27 @@ def test_a_quantised_weight_is_within_a_step_of_itself(bits: int, block: int, in
 
 def test_a_block_of_zeros_stays_zero() -> None:
     assert (restore(quantise(np.zeros((2, 64), np.float32), 4, BLOCKS[4]), 4, 64) == 0).all()
+
+
+# ------------------------------------------------------------------------------------- memory for keys and values
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="a system without large pages")
+def test_keys_and_values_are_asked_for_in_large_pages() -> None:
+    room = fresh_memory(8 * 2**20)
+    room[:] = 1
+    where, inside, flags = room.ctypes.data, False, []
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        first, *rest = line.split()
+        if "-" in first and not first.endswith(":"):
+            start, stop = (int(word, 16) for word in first.split("-"))
+            inside = start <= where < stop
+        elif inside and first == "VmFlags:":
+            flags = rest
+    assert "hg" in flags
+
+
+def test_keys_and_values_that_do_not_fit_are_a_lack_of_memory() -> None:
+    from modules.musicgen import memory
+
+    with pytest.raises(MemoryError) as caught:
+        fresh_memory(2**62)
+    assert memory.is_out_of_memory(caught.value)

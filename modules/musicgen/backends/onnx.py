@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,11 +169,10 @@ class OnnxPass:
         self._added = conditions.added
         length = conditions.prepend.shape[1] + steps
         self._sine = positions(0, length * spacing, shape)[::spacing]
-        # Only what was written is ever read, so nothing has to be cleared.
         size = (rows, shape.heads, length, shape.head_dim)
-        self._buffers = {
-            name: np.empty(size, decoder.kv_dtype) for index in range(shape.layers) for name in kv_names(index)
-        }
+        names = [name for index in range(shape.layers) for name in kv_names(index)]
+        room = fresh_memory(len(names) * math.prod(size) * decoder.kv_dtype.itemsize)
+        self._buffers = dict(zip(names, room.view(decoder.kv_dtype).reshape(-1, *size), strict=True))
         self._cross = {} if conditions.cross is None else decoder.cross(conditions.cross)
         self._twins = [row > 0 and _same(conditions, row) for row in range(rows)]
         self._logits: Floats = np.empty((rows, 1, shape.codebooks * shape.card), np.float32)
@@ -248,6 +249,21 @@ class _Binding:
         value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         self._kept.append((array, value))
         return value
+
+
+def fresh_memory(size: int) -> npt.NDArray[np.uint8]:
+    """Fresh memory of `size` bytes, on Linux in pages of 2 MB: it is read from end to end at every step."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.empty(size, np.uint8)
+    try:
+        memory = mmap.mmap(-1, size)
+    except OSError as error:
+        raise MemoryError(f"{size // 2**20} MB of keys and values: {error.strerror}") from error
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        log.debug("this system has no large pages")
+    return np.frombuffer(memory, np.uint8)
 
 
 def _same(conditions: Conditions, row: int) -> bool:
