@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from modules.musicgen.tiny.words import GENRES as KNOWN_GENRES
-from modules.musicgen.tiny.words import INSTRUMENTS, KITS, understand
+from modules.musicgen.tiny.words import INSTRUMENTS, KITS, MODES, understand
 from training.codec import layout
 from training.corpus import genres, instruments, score
 from training.corpus.captions import caption
+from training.measure import same_tempo, tempo_bpm
+from training.notes import pitch_classes, share_inside
 
 
 def test_a_seed_always_gives_the_same_score_and_the_same_caption() -> None:
@@ -121,3 +123,27 @@ def test_every_kit_has_its_own_kick(kit: str) -> None:
     mine = instruments.drum_hit(kit, "k")
     assert np.abs(mine).max() > 0.2
     assert all(np.abs(mine - other).max() > 0.05 for other in others)
+
+
+def test_every_note_of_a_piece_is_inside_its_key_and_not_inside_a_far_one() -> None:
+    inside, far = [], []
+    for seed in range(20):
+        piece = score.compose(seed, 6)
+        if piece.shape == "drums":
+            continue
+        key = (piece.root - MODES[piece.mode]) % 12
+        notes = pitch_classes(layout.tokens(piece))
+        inside.append(share_inside(notes, key))
+        far.append(share_inside(notes, key + 6))
+    assert min(inside) > 0.95
+    assert np.mean(far) < 0.5
+
+
+@pytest.mark.parametrize("bpm", [80.0, 120.0])
+def test_the_tempo_of_clicks_is_found(bpm: float) -> None:
+    clip = np.zeros(6 * 32_000, np.float32)
+    for beat in np.arange(0, 5.9, 60 / bpm):
+        clip[int(beat * 32_000) :][:400] = np.hanning(400)
+    found = tempo_bpm(clip)
+    assert same_tempo(found, bpm)
+    assert not same_tempo(found, bpm * 1.2)

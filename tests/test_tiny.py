@@ -238,3 +238,35 @@ def test_layers_can_be_heard_alone(models: tuple[Any, Any]) -> None:
     codec.set_num_codebooks(4)
     with pytest.raises(ValueError, match="5 codebooks"):
         codec.set_num_codebooks(5)
+
+
+def test_the_ear_hears_a_notes_pitch_class_in_its_register() -> None:
+    tones = importlib.import_module("training.keys").tones
+    time_s = np.arange(2 * 32_000) / 32_000
+    for midi, register in ((33, 0), (52, 1), (64, 2), (76, 3)):
+        heard = tones(np.sin(2 * np.pi * 439 * 2 ** ((midi - 69) / 12) * time_s).astype(np.float32))
+        assert heard.shape == (2, 4, 12)
+        assert heard[0, register, midi % 12] > 0.9
+
+
+def test_an_evaluation_asks_for_each_piece_in_both_languages_with_the_same_meaning() -> None:
+    asked = importlib.import_module("training.evaluate").prompts(16)
+    for english, russian in zip(asked[::2], asked[1::2], strict=True):
+        assert (english.number, english.russian, russian.russian) == (russian.number, False, True)
+        first, second = understand(english.text), understand(russian.text)
+        assert set(first.attributes) == set(second.attributes), (english.text, russian.text)
+        assert not unknown_words(russian.text)
+
+
+def test_the_player_goes_on_from_the_frames_it_is_given(tmp_path: Path) -> None:
+    player = importlib.import_module("training.player").Player(FOLDER, tmp_path)
+    try:
+        [first] = player.play(["techno, 120 bpm"], 1, 3)
+        [again], [more] = player.play(["techno, 120 bpm"], 1, 3), player.play(["techno, 120 bpm"], 1, 3, [first])
+        [clip] = player.sound([np.concatenate([first, more], 1)])
+    finally:
+        player.close()
+    assert np.array_equal(first, again)
+    assert first.shape == more.shape == (4, 50)
+    assert clip.shape == (64_000,)
+    assert np.abs(clip).max() > 0.01

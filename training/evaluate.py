@@ -1,7 +1,8 @@
-"""The table: does the sound follow the prompt? Held-out prompts, measured on the sound alone.
+"""The table: does the sound follow the prompt? Held-out pieces, each asked for in English and in Russian, played by the
+program's own engine and measured on the sound.
 
 Beside each figure stand its ceiling (the same measure on the corpus' own clips of those prompts), the shuffled-caption
-baseline (the same clips measured against another clip's prompt) and a random one (corpus clips of other prompts).
+baseline (the same clips measured against other clips' prompts) and a random one (corpus clips of other prompts).
 A figure that does not clearly beat the larger baseline counts as zero.
 """
 
@@ -21,72 +22,62 @@ from typing import Any
 import numpy as np
 import torch
 
+from modules.musicgen.engine import Codes
 from modules.musicgen.tiny.folder import load
-from modules.musicgen.tiny.words import MODES
-from training import classifier
+from training import classifier, continuing, keys
 from training.codec.layout import tokens
 from training.corpus.captions import caption
 from training.corpus.genres import GENRES
 from training.corpus.render import render
 from training.corpus.score import Score, compose
-from training.measure import log_mel, scale_of, tempo_bpm, tempo_fits
+from training.measure import log_mel, same_tempo, tempo_bpm
+from training.notes import pitch_classes, share_inside
+from training.player import Player
 
 log = logging.getLogger(__name__)
 FIRST_SEED = 3_000_000_019
-BATCH = 24
+KEEP_EVERY = 20
 
 
 @dataclass
 class Prompt:
+    """number: of the piece; its two prompts share it, and the seed of the music."""
+
+    number: int
     score: Score
     text: str
     russian: bool
 
 
 def prompts(count: int) -> list[Prompt]:
-    """Held-out captions that name everything, every third in Russian."""
+    """Held-out captions that name everything: each piece in English, then in Russian. `count` prompts in all."""
     out = []
-    for i in range(count):
-        score = compose(FIRST_SEED + i, 10, training=False, genre=list(GENRES)[i % len(GENRES)])
-        russian = i % 3 == 2
-        text = caption(score, np.random.default_rng(i), full=True, language="ru" if russian else "en")
-        out.append(Prompt(score, text, russian))
+    for number in range(count // 2):
+        score = compose(FIRST_SEED + number, 10, training=False, genre=list(GENRES)[number % len(GENRES)])
+        for language in ("en", "ru"):
+            text = caption(score, np.random.default_rng(number), full=True, language=language)
+            out.append(Prompt(number, score, text, language == "ru"))
     return out
 
 
-@torch.no_grad()
-def generate(
-    lm: Any,
-    texts: Sequence[str | None],
-    seconds: float,
-    seed: int,
-    prompt: torch.Tensor | None = None,
-    cfg_coef: float = 3.0,
-    top_k: int = 250,
-) -> torch.Tensor:
-    """Codes int64 [N, K, T] by audiocraft's own loop."""
-    from audiocraft.modules.conditioners import ConditioningAttributes
-
-    torch.manual_seed(seed)
-    conditions = [ConditioningAttributes(text={"description": t}) for t in texts]
-    return lm.generate(
-        prompt, conditions, max_gen_len=int(seconds * 50), use_sampling=True, top_k=top_k, cfg_coef=cfg_coef
-    )
+def played(player: Player, asked: Sequence[Prompt], seconds: float, store: Path) -> list[Codes]:
+    """Frames int64 [K, T] of each prompt, kept in `store` as they are made: a run goes on where one was ended."""
+    kept = dict(np.load(store)) if store.exists() else {}
+    began, made = time.monotonic(), 0
+    for prompt in asked:
+        name = f"{seconds:g} {prompt.number} {prompt.text}"
+        if name in kept:
+            continue
+        kept[name] = player.play([prompt.text], seconds, 100 + prompt.number)[0].astype(np.int16)
+        made += 1
+        if made % KEEP_EVERY == 0:
+            np.savez(store, **kept)
+            log.info("played %d clips of %g s, %.0f s", made, seconds, time.monotonic() - began)
+    np.savez(store, **kept)
+    return [kept[f"{seconds:g} {p.number} {p.text}"].astype(np.int64) for p in asked]
 
 
-def _clips(
-    lm: Any, codec: Any, texts: Sequence[str | None], seconds: float, cfg_coef: float
-) -> tuple[list[np.ndarray], torch.Tensor]:
-    codes = []
-    for i in range(0, len(texts), BATCH):
-        began = time.monotonic()
-        codes.append(generate(lm, texts[i : i + BATCH], seconds, 100 + i, cfg_coef=cfg_coef))
-        log.info("generated %d of %d, %.0f s", i + len(codes[-1]), len(texts), time.monotonic() - began)
-    joined = torch.cat(codes)
-    with torch.no_grad():
-        return [codec.decode(c[None])[0, 0].numpy() for c in joined], joined
-
-
+# ------------------------------------------------------------------------------------------ what is heard of a clip
 def alive(clip: np.ndarray) -> bool:
     """Neither silent, nor stuck on one sound, nor clipped, in any third of the clip."""
     thirds = np.array_split(clip, 3)
@@ -97,95 +88,121 @@ def alive(clip: np.ndarray) -> bool:
     )
 
 
-def _rate(right: Callable[[np.ndarray, Prompt], bool], clips: Sequence[np.ndarray], wanted: Sequence[Prompt]) -> float:
-    return (
-        round(float(np.mean([right(c, p) for c, p in zip(clips, wanted, strict=True)])), 3) if clips else float("nan")
-    )
+@dataclass
+class Heard:
+    """notes: frames in which each pitch class sounds [12], known from the codes and not from the sound."""
+
+    alive: bool
+    tempo_bpm: float
+    key: int
+    genre: str
+    parts: frozenset[str]
+    shape: int
+    notes: np.ndarray
 
 
-def _key_right(clip: np.ndarray, prompt: Prompt) -> bool:
-    return scale_of(clip) == (prompt.score.root - MODES[prompt.score.mode]) % 12
+def listen(clips: Sequence[np.ndarray], codes: Sequence[Codes], judge: classifier.Judge, ear: keys.Ear) -> list[Heard]:
+    out = []
+    for clip, each, key in zip(clips, codes, ear.keys(clips), strict=True):
+        genre, parts, shape = (scores[0] for scores in judge([clip]))
+        named = frozenset(name for name, score in zip(classifier.PARTS, parts, strict=True) if score > 0)
+        told = list(GENRES)[int(genre.argmax())]
+        out.append(Heard(alive(clip), tempo_bpm(clip), key, told, named, int(shape.argmax()), pitch_classes(each)))
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------- the table
+Right = Callable[[Heard, Prompt], float]
+
+
+def _parts(score: Score) -> set[str]:
+    return {*score.instruments.values()} | ({score.kit} if score.kit else set())
+
+
+def _asked_parts_heard(heard: Heard, p: Prompt) -> float:
+    return len(_parts(p.score) & heard.parts) / len(_parts(p.score))
+
+
+def _told_apart(heard: Heard, p: Prompt) -> float:
+    """A solo is a solo when nothing drums and one part alone is heard."""
+    return heard.shape == classifier.shape_of(p.score) and (p.score.shape != "solo" or len(heard.parts) == 1)
+
+
+def _pitched(p: Prompt) -> bool:
+    return p.score.shape != "drums"
+
+
+ROWS: tuple[tuple[str, Callable[[Prompt], bool], Right], ...] = (
+    ("neither silent, stuck nor clipped", lambda _: True, lambda h, _: h.alive),
+    ("drums only, solo, no drums: told apart", lambda p: p.score.shape in {"drums", "solo", "no drums"}, _told_apart),
+    ("drums only / no drums / drums and more", lambda _: True, lambda h, p: h.shape == classifier.shape_of(p.score)),
+    ("tempo within 4 %", lambda _: True, lambda h, p: same_tempo(h.tempo_bpm, p.score.bpm)),
+    ("tempo within 4 %, with drums", lambda p: bool(p.score.kit), lambda h, p: same_tempo(h.tempo_bpm, p.score.bpm)),
+    ("key or its relative", _pitched, lambda h, p: h.key == keys.key_of(p.score)),
+    ("share of the notes inside the key", _pitched, lambda h, p: share_inside(h.notes, keys.key_of(p.score))),
+    ("genre", lambda p: p.score.shape in {"full", "no drums"}, lambda h, p: h.genre == p.score.genre),
+    ("instruments named that are heard", lambda _: True, _asked_parts_heard),
+)
+
+
+def _rate(right: Right, heard: Sequence[Heard], wanted: Sequence[Prompt]) -> float:
+    return float(np.mean([right(h, p) for h, p in zip(heard, wanted, strict=True)])) if heard else float("nan")
 
 
 def _row(
     name: str,
     keep: Callable[[Prompt], bool],
-    right: Callable[[np.ndarray, Prompt], bool],
-    clips: list[np.ndarray],
+    right: Right,
+    heard: list[Heard],
     asked: list[Prompt],
-    corpus: list[np.ndarray],
+    corpus: list[Heard],
 ) -> dict[str, Any]:
     """One line of the table. The baselines move the prompts round among the clips that the line is about."""
     chosen = [i for i, p in enumerate(asked) if keep(p)]
-    mine, real, wanted = [clips[i] for i in chosen], [corpus[i] for i in chosen], [asked[i] for i in chosen]
-    turns = [max(1, len(chosen) * k // 5) for k in (1, 2, 3)]
+    mine, real, wanted = [heard[i] for i in chosen], [corpus[i] for i in chosen], [asked[i] for i in chosen]
+    turns = [max(1, len(chosen) * k // 7) for k in (1, 2, 3, 4, 5)]
 
-    def moved(sounds: list[np.ndarray]) -> float:
+    def moved(sounds: list[Heard]) -> float:
         return (
-            round(float(np.mean([_rate(right, sounds, wanted[t:] + wanted[:t]) for t in turns])), 3)
-            if chosen
-            else float("nan")
+            float(np.mean([_rate(right, sounds, wanted[t:] + wanted[:t]) for t in turns])) if chosen else float("nan")
         )
 
-    def part(russian: bool) -> float:
-        some = [(c, p) for c, p in zip(mine, wanted, strict=True) if p.russian == russian]
-        return _rate(right, [c for c, _ in some], [p for _, p in some])
+    def part(*, russian: bool) -> list[float]:
+        return [float(right(h, p)) for h, p in zip(mine, wanted, strict=True) if p.russian == russian]
 
-    return {
-        "what": name,
-        "clips": len(chosen),
+    english, russian = part(russian=False), part(russian=True)
+    gap = np.array(russian) - np.array(english)
+    figures = {
         "figure": _rate(right, mine, wanted),
         "corpus": _rate(right, real, wanted),
         "shuffled": moved(mine),
         "random": moved(real),
-        "english": part(False),
-        "russian": part(True),
+        "english": float(np.mean(english)) if english else float("nan"),
+        "russian": float(np.mean(russian)) if russian else float("nan"),
+        "+-": float(2 * gap.std() / np.sqrt(len(gap))) if len(gap) else float("nan"),
     }
+    return {"what": name, "clips": len(chosen), **{k: round(v, 3) for k, v in figures.items()}}
 
 
 def follow(
-    lm: Any, codec: Any, judge: classifier.Judge, count: int, seconds: float, cfg_coef: float, sheet: Path | None = None
+    player: Player, judge: classifier.Judge, ear: keys.Ear, count: int, seconds: float, work: Path
 ) -> list[dict[str, Any]]:
     asked = prompts(count)
-    clips, _ = _clips(lm, codec, [p.text for p in asked], seconds, cfg_coef)
-    with torch.no_grad():
-        corpus = [
-            codec.decode(torch.from_numpy(tokens(p.score)).long()[None])[0, 0].numpy()[: int(seconds * 32_000)]
-            for p in asked
-        ]
-    heard = {id(c): tuple(v[0] for v in judge([c])) for c in [*clips, *corpus]}
-    parts = list(classifier.PARTS)
+    codes = played(player, asked, seconds, work / "played.npz")
+    clips = player.sound(codes)
+    real_codes = [tokens(p.score)[:, : int(seconds * 50)].astype(np.int64) for p in asked[::2]]
+    real = player.sound(real_codes)
+    log.info("listening to %d clips and %d of the corpus", len(clips), len(real))
+    heard = listen(clips, codes, judge, ear)
+    corpus = [each for each in listen(real, real_codes, judge, ear) for _ in range(2)]
+    sheets(clips[::2], real, asked[::2], work / "sheet")
+    return [_row(name, keep, right, heard, asked, corpus) for name, keep, right in ROWS]
 
-    def shape_right(clip: np.ndarray, p: Prompt) -> bool:
-        return int(heard[id(clip)][2].argmax()) == classifier.shape_of(p.score)
 
-    def genre_right(clip: np.ndarray, p: Prompt) -> bool:
-        return list(GENRES)[int(heard[id(clip)][0].argmax())] == p.score.genre
-
-    def parts_heard(clip: np.ndarray, p: Prompt) -> bool:
-        named = [*p.score.instruments.values()] + ([p.score.kit] if p.score.kit else [])
-        return float(np.mean([heard[id(clip)][1][parts.index(n)] > 0 for n in named])) > 0.5
-
-    rows = [
-        _row("alive (not silent, stuck or clipped)", lambda _: True, lambda c, _: alive(c), clips, asked, corpus),
-        _row("drums only / no drums / both", lambda _: True, shape_right, clips, asked, corpus),
-        _row("drums only or a solo", lambda p: p.score.shape in {"drums", "solo"}, shape_right, clips, asked, corpus),
-        _row("tempo within 4 %", lambda _: True, lambda c, p: tempo_fits(c, p.score.bpm), clips, asked, corpus),
-        _row(
-            "tempo within 4 %, with drums",
-            lambda p: bool(p.score.kit),
-            lambda c, p: tempo_fits(c, p.score.bpm),
-            clips,
-            asked,
-            corpus,
-        ),
-        _row("genre (full pieces)", lambda p: p.score.shape in {"full", "no drums"}, genre_right, clips, asked, corpus),
-        _row("instruments named are heard (most of them)", lambda _: True, parts_heard, clips, asked, corpus),
-        _row("key or its relative", lambda p: p.score.shape != "drums", _key_right, clips, asked, corpus),
-    ]
-    if sheet:
-        sheets(clips, corpus, asked, sheet)
-    return rows
+def table(rows: list[dict[str, Any]]) -> str:
+    head = ["what", "clips", "figure", "corpus", "shuffled", "random", "english", "russian", "+-"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(str(r[h]) for h in head) + " |" for r in rows)])
 
 
 def sheets(clips: list[np.ndarray], corpus: list[np.ndarray], asked: list[Prompt], folder: Path) -> None:
@@ -217,41 +234,19 @@ def _write_png(path: Path, grey: np.ndarray) -> None:
     )
 
 
-def continuation(lm: Any, codec: Any, count: int, cfg_coef: float) -> dict[str, float]:
-    """A corpus piece's first five seconds, continued by five: level within 3 dB, tempo within 4 %, the same scale."""
-    asked = [p for p in prompts(count * 3) if p.score.shape == "full"][:count]
-    before = torch.from_numpy(np.stack([tokens(p.score)[:, :250] for p in asked])).long()
-    codes = generate(lm, [p.text for p in asked], 10, 7, before, cfg_coef)
-    level, tempo, key = [], [], []
-    for row in codes:
-        with torch.no_grad():
-            sound = codec.decode(row[None])[0, 0].numpy()
-        first, second = sound[: 5 * 32_000], sound[5 * 32_000 :]
-        level.append(abs(20 * np.log10((np.sqrt((second**2).mean()) + 1e-6) / (np.sqrt((first**2).mean()) + 1e-6))) < 3)
-        tempo.append(tempo_fits(second, tempo_bpm(first)))
-        key.append(scale_of(second) == scale_of(first))
+def long_clips(player: Player, count: int, work: Path, seconds: float = 30) -> dict[str, float]:
+    """Clips longer than the model's window, which the program makes window after window."""
+    asked = prompts(2 * count)[::2]
+    clips = player.sound(played(player, asked, seconds, work / "played.npz"))
+    late = [
+        same_tempo(tempo_bpm(c[20 * 32_000 :]), p.score.bpm) for c, p in zip(clips, asked, strict=True) if p.score.kit
+    ]
+    alive_share = round(float(np.mean([alive(c) for c in clips])), 3)
     return {
-        "clips": len(asked),
-        "level": round(float(np.mean(level)), 3),
-        "tempo": round(float(np.mean(tempo)), 3),
-        "key": round(float(np.mean(key)), 3),
+        "clips": count,
+        "alive": alive_share,
+        "tempo of the last ten seconds, with drums": round(float(np.mean(late)), 3),
     }
-
-
-def long_clips(lm: Any, codec: Any, count: int, cfg_coef: float, seconds: int = 30) -> dict[str, float]:
-    """Clips longer than the window, made as the program makes them: windows that keep four seconds of context."""
-    asked = prompts(count)
-    window, context = int(lm.cfg.dataset.segment_duration * 50), 200
-    codes = generate(lm, [p.text for p in asked], window / 50, 11, cfg_coef=cfg_coef)
-    while codes.shape[-1] < seconds * 50:
-        more = generate(lm, [p.text for p in asked], window / 50, 12, codes[..., -context:], cfg_coef)
-        codes = torch.cat([codes, more[..., context:]], -1)
-    with torch.no_grad():
-        clips = [codec.decode(c[None])[0, 0].numpy()[: seconds * 32_000] for c in codes]
-    late = [c[20 * 32_000 :] for c in clips]
-    drums = [tempo_fits(c, p.score.bpm) for c, p in zip(late, asked, strict=True) if p.score.kit]
-    result = {"clips": len(asked), "alive": float(np.mean([alive(c) for c in clips]))}
-    return {**result, "tempo of the last ten seconds, with drums": round(float(np.mean(drums)), 3)}
 
 
 @torch.no_grad()
@@ -287,31 +282,32 @@ def codec_figures(codec: Any, count: int, seconds: float = 4.0) -> dict[str, Any
     return result
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    head = ["what", "clips", "figure", "corpus", "shuffled", "random", "english", "russian"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(str(r[h]) for h in head) + " |" for r in rows)])
-
-
 def run(args: argparse.Namespace) -> None:
     """Print the table for models/tiny and keep everything in work/figures.json."""
-    judge_there = (args.work / "judge.pt").exists() and args.stage != "classifier"
-    judge = classifier.load(args.work) if judge_there else classifier.train(args.work, minutes=min(args.minutes, 3))
     if args.stage == "classifier":
+        classifier.train(args.work, minutes=args.minutes)
+        keys.train(args.work)
         return
+    judge = classifier.load(args.work) if (args.work / "judge.pt").exists() else classifier.train(args.work)
+    ear = keys.load(args.work) if (args.work / "ear.pt").exists() else keys.train(args.work)
     from training.lm import validate
 
-    lm, codec = load(args.out / "tiny", args.device)
-    figures: dict[str, Any] = {"judge": classifier.report(judge, min(args.prompts, 60)), "loss": validate(lm, 24)}
-    print(json.dumps(figures), flush=True)
-    lm.eval()
-    rows = follow(lm, codec, judge, args.prompts, args.seconds, 3.0, args.work / "sheet")
-    print(table(rows), flush=True)
-    figures["rows"] = rows
-    (args.work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    figures["30 s"] = long_clips(lm, codec, max(8, args.prompts // 8), 3.0)
-    print(json.dumps(figures["30 s"]), flush=True)
-    figures["continuation"] = continuation(lm, codec, max(8, args.prompts // 8), 3.0)
-    figures["codec"] = codec_figures(codec, max(6, args.prompts // 10))
-    print(json.dumps({k: figures[k] for k in ("continuation", "codec")}), flush=True)
-    (args.work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    folder = args.out / "tiny"
+    lm, codec = load(folder, args.device)
+    figures: dict[str, Any] = {"judge": classifier.report(judge), "ear": keys.report(ear), "loss": validate(lm, 24)}
+    player = Player(folder, args.work, args.threads)
+
+    def told(name: str, found: Any) -> None:
+        figures[name] = found
+        log.info("%s: %s", name, json.dumps(found))
+        (args.work / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+
+    rows = follow(player, judge, ear, args.prompts, args.seconds, args.work)
+    told("rows", rows)
+    log.info("the table:\n%s", table(rows))
+    some = max(8, args.prompts // 5)
+    told("30 s", long_clips(player, max(4, some // 2), args.work))
+    told("continuation", continuing.figures(player, ear, some))
+    told("continuation, genre alone in the prompt", continuing.figures(player, ear, some, named=False))
+    told("codec", codec_figures(codec, max(6, args.prompts // 20)))
+    player.close()

@@ -27,7 +27,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path(".cache/training"))
     parser.add_argument("--out", type=Path, default=Path("models"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompts", type=int, default=200, help="evaluate: held-out prompts")
+    parser.add_argument("--prompts", type=int, default=400, help="evaluate: held-out prompts, half of them in Russian")
     parser.add_argument("--seconds", type=float, default=10.0, help="evaluate: length of a clip")
     parser.add_argument("--long", action="store_true", help="lm: windows of the model's whole length")
     parser.add_argument("--base", type=Path, help="lm: go on from this finished model where there is no checkpoint")

@@ -1,4 +1,4 @@
-"""What can be measured of a clip: tempo, key, and a fixed-length description for the classifier. All on mono 32 kHz."""
+"""What can be measured of a clip: tempo, and what the classifier and the ear are given. All on mono 32 kHz."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from training.corpus.instruments import SAMPLE_RATE_HZ, Audio
 
 HOP = 320  # 10 ms
 BANDS = 64
-_MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
-_SCALE = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1])
-_MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
 
 
 @lru_cache(maxsize=4)
@@ -34,6 +31,12 @@ def spectrogram(clip: Audio, size: int = 1024, hop: int = HOP) -> np.ndarray:
 def log_mel(clip: Audio) -> np.ndarray:
     """Natural logarithm of mel magnitudes, float32 [T, BANDS]."""
     return np.log(spectrogram(clip) @ _mel(1024, BANDS).T + 1e-2)
+
+
+def pictures(clip: Audio) -> np.ndarray:
+    """Two log-mel spectrograms a frame of 20 ms, with a window for time and one for pitch: float32 [2, T, 80]."""
+    levels = [spectrogram(clip, size, 640) @ _mel(size, 80).T for size in (1024, 4096)]
+    return np.log(np.stack(levels) + 1e-2).astype(np.float32)
 
 
 def onsets(mel: np.ndarray) -> np.ndarray:
@@ -64,39 +67,9 @@ def tempo_bpm(clip: Audio) -> float:
     return float(6000 / (lags[(scores * prior).argmax()] / 10))
 
 
-def tempo_fits(clip: Audio, bpm: float, tolerance: float = 0.04) -> bool:
-    """Whether the clip's tempo is `bpm`, its half or its double."""
-    found = tempo_bpm(clip)
-    return any(abs(found / (bpm * octave) - 1) < tolerance for octave in (0.5, 1, 2))
-
-
-def chroma(clip: Audio) -> np.ndarray:
-    """Strength of the twelve pitch classes among the spectrum's peaks, 60 Hz to 1 kHz: [12]."""
-    size = 16_384
-    magnitude = spectrogram(clip, size, size // 4)
-    hz = np.arange(magnitude.shape[1]) * SAMPLE_RATE_HZ / size
-    inside = (hz > 60) & (hz < 1000)
-    midi = 69 + 12 * np.log2(hz[inside] / 440)
-    level = magnitude[:, inside]
-    peak = np.zeros(level.shape, bool)
-    peak[:, 1:-1] = (level[:, 1:-1] > level[:, :-2]) & (level[:, 1:-1] >= level[:, 2:])
-    # clear of the surroundings, so that drums weigh nothing, and near a note
-    peak &= (level > 2 * np.median(level, axis=1, keepdims=True)) & (np.abs(midi - np.round(midi)) < 0.35)
-    strength = np.where(peak, np.sqrt(level), 0).sum(0)
-    classes = np.round(midi).astype(int) % 12
-    return np.array([strength[classes == c].sum() for c in range(12)])
-
-
-def scale_of(clip: Audio) -> int:
-    """Pitch class of the major scale whose notes the clip has (a minor key counts as its relative major)."""
-    energy = chroma(clip)
-    energy = energy / (energy.sum() + 1e-9)
-
-    def fit(k: int) -> float:
-        likeness = max(np.corrcoef(np.roll(_MAJOR, k), energy)[0, 1], np.corrcoef(np.roll(_MINOR, k - 3), energy)[0, 1])
-        return float(np.roll(_SCALE, k) @ energy + 0.1 * likeness)
-
-    return max(range(12), key=fit) if energy.sum() > 0 else 0
+def same_tempo(found_bpm: float, bpm: float, tolerance: float = 0.04) -> bool:
+    """Whether a tempo is `bpm`, its half or its double."""
+    return any(abs(found_bpm / (bpm * octave) - 1) < tolerance for octave in (0.5, 1, 2))
 
 
 def describe(clip: Audio) -> np.ndarray:
