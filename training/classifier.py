@@ -1,8 +1,8 @@
 """A small judge, trained on the corpus alone: genre, instruments, and drums-only / no drums / both.
 
 It hears ten seconds: scores decoded by the codec (four of five) and scores rendered naturally, with or without effects.
-A convolutional network looks at two spectrograms, a short window for time and a long one for pitch; what `describe`
-says of the rhythm and the levels joins it before the last layers.
+What it hears of a clip: how much there is of each of 400 kinds of patches of two spectrograms (a short window for
+time, a long one for pitch), and what `describe` says of the rhythm and the levels. A small network weighs it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ SHAPES = ("drums only", "no drums", "drums and more")
 PARTS = (*PRESETS, *KITS)
 SECONDS = 10.0
 SHARD = 500
+WORDS, PATCH = 400, 5  # kinds of patches, and their length in frames of 20 ms
 AUDIBLE_FRAMES = 25  # of the clip's 500: a part that enters only in the last moment is not asked for
 NATURAL = 0.2
 _LOW, _STEP = -4.7, 1 / 24  # pictures are kept as bytes: logarithm = _LOW + byte * _STEP
@@ -55,43 +56,70 @@ def hear(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return picture, describe(clip)
 
 
+class Patches(nn.Module):
+    """How much a picture has of each of `words` kinds of patches, found by k-means on whitened patches and never
+    trained further (Coates, Ng 2011): float [B, 2, 500, 80] -> mean and deviation over time [B, 2 * words]."""
+
+    def __init__(self, words: int = WORDS, kept: int = 48) -> None:
+        super().__init__()
+        self.project: Tensor
+        self.middle: Tensor
+        self.words: Tensor
+        self.register_buffer("project", torch.zeros(kept, 2 * 80 * PATCH))
+        self.register_buffer("middle", torch.zeros(2 * 80 * PATCH))
+        self.register_buffer("words", torch.zeros(words, kept))
+
+    def cut(self, picture: Tensor) -> Tensor:
+        """Every patch of PATCH frames, one begun each second frame, without its mean level: [B, N, 2 * 80 * PATCH]."""
+        cut = picture.unfold(2, PATCH, 2).permute(0, 2, 1, 4, 3).flatten(2)
+        return cut - cut.mean(2, keepdim=True)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        seen = (self.cut(picture) - self.middle) @ self.project.T
+        apart = (seen**2).sum(2, keepdim=True) - 2 * seen @ self.words.T + (self.words**2).sum(1)
+        apart = apart.clamp(min=0).sqrt()
+        near = (apart.mean(2, keepdim=True) - apart).clamp(min=0)
+        return torch.cat([near.mean(1), near.std(1)], 1)
+
+    @torch.no_grad()
+    def find(self, pictures: Tensor, rounds: int = 8) -> None:
+        """Learn the words from some clips' pictures."""
+        patches = torch.cat([self.cut(_floats(one[None]))[0][::8] for one in pictures])
+        self.middle.copy_(patches.mean(0))
+        values, vectors = torch.linalg.eigh((patches - self.middle).T @ (patches - self.middle) / len(patches))
+        kept = len(self.project)
+        self.project.copy_((vectors[:, -kept:] / (values[-kept:] + 0.1).sqrt()).T)
+        seen = (patches - self.middle) @ self.project.T
+        words = seen[torch.randperm(len(seen))[: len(self.words)]].clone()
+        for _ in range(rounds):
+            nearest = (seen @ words.T - (words**2).sum(1) / 2).argmax(1)
+            counts = torch.bincount(nearest, minlength=len(words))[:, None]
+            sums = torch.zeros_like(words).index_add_(0, nearest, seen)
+            words = torch.where(counts > 0, sums / counts.clamp(min=1), words)
+        self.words.copy_(words)
+
+
 class Network(nn.Module):
-    """Pictures float [B, 2, T, 80] and descriptions float [B, inputs] -> logits [B, genres + parts + shapes]."""
+    """Standardised features [B, inputs] -> logits [B, genres + parts + shapes]."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.look = nn.Sequential(
-            nn.AvgPool2d((2, 1)),
-            _block(2, 16, 5, (2, 2)),
-            _block(16, 32, 3, (1, 2)),
-            _block(32, 40, 3, (2, 2)),
-            _block(40, 64, 3, (1, 2)),
-        )
-        self.follow = nn.Sequential(nn.Conv1d(320, 96, 1), nn.ReLU(), nn.Conv1d(96, 128, 3, padding=1), nn.ReLU())
-        self.read = nn.Sequential(nn.Linear(inputs, 192), nn.GELU(), nn.Dropout(0.3))
         outputs = len(GENRES) + len(PARTS) + len(SHAPES)
-        self.conclude = nn.Sequential(
-            nn.Linear(3 * 128 + 192, 256), nn.GELU(), nn.Dropout(0.3), nn.Linear(256, outputs)
-        )
+        self.layers = nn.Sequential(
+            nn.Dropout(0.2), nn.Linear(inputs, 256), nn.GELU(), nn.Dropout(0.35),
+            nn.Linear(256, 256), nn.GELU(), nn.Dropout(0.3), nn.Linear(256, outputs),
+        )  # fmt: skip
 
-    def forward(self, picture: Tensor, description: Tensor) -> Tensor:
-        seen = self.look(picture).permute(0, 1, 3, 2).flatten(1, 2)
-        course = self.follow(seen)
-        pooled = [course.mean(2), course.amax(2), course.std(2)]
-        result: Tensor = self.conclude(torch.cat([*pooled, self.read(description)], 1))
+    def forward(self, features: Tensor) -> Tensor:
+        result: Tensor = self.layers(features)
         return result
-
-
-def _block(inputs: int, outputs: int, size: int, stride: tuple[int, int]) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
 
 
 @dataclass
 class Judge:
-    """The trained network with its descriptions' mean and scale."""
+    """The trained network with what its features come from, their mean and scale."""
 
+    patches: Patches
     net: Network
     mean: Tensor
     scale: Tensor
@@ -105,11 +133,18 @@ class Judge:
     @torch.no_grad()
     def weigh(self, picture: Tensor, description: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same for what `hear` gave."""
-        rows = [
-            self.net(_floats(picture[i : i + 64]), (description[i : i + 64] - self.mean) / self.scale)
-            for i in range(0, len(picture), 64)
-        ]
-        return _split(torch.cat(rows))
+        return _split(self.net((_features(self.patches, picture, description) - self.mean) / self.scale))
+
+    def save(self, path: Path) -> None:
+        kept = {"patches": self.patches.state_dict(), "net": self.net.state_dict()}
+        torch.save({**kept, "mean": self.mean, "scale": self.scale}, path)
+
+
+@torch.no_grad()
+def _features(patches: Patches, picture: Tensor, description: Tensor) -> Tensor:
+    """[N, inputs] of what `hear` gave of N clips."""
+    seen = [patches(_floats(picture[i : i + 8])) for i in range(0, len(picture), 8)]
+    return torch.cat([torch.cat(seen), description], 1)
 
 
 def _split(out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,55 +214,45 @@ def gather(work: Path, count: int, first: int = 0, every: int = 1) -> Iterator[P
         yield path
 
 
-def train(work: Path, count: int = 12_000, minutes: float = 20.0, batch: int = 32) -> Judge:
-    """Train on `count` clips for `minutes`, report on others, and keep the judge at work/judge.pt."""
-    shards = [torch.load(path, weights_only=True) for path in gather(work, count)]
-    data = Examples(**{name: torch.cat([s[name] for s in shards]) for name in shards[0]})
-    del shards
-    mean, scale = data.description.mean(0), data.description.std(0) + 0.05
-    torch.manual_seed(0)
-    net = Network(data.description.shape[1])
-    log.info("judge: %d clips, %.2f M parameters", len(data), sum(p.numel() for p in net.parameters()) / 1e6)
-    optimiser = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.02)
-    began, steps, told = time.monotonic(), 0, 0.0
-    order = torch.randperm(len(data))
-    while (share := (time.monotonic() - began) / (minutes * 60)) < 1:
-        at = steps * batch % (len(data) - batch + 1) if len(data) > batch else 0
-        if at < batch:
-            order = torch.randperm(len(data))
-        loss = _loss(net, data, order[at : at + batch], mean, scale)
-        optimiser.param_groups[0]["lr"] = 2e-3 * min(1, steps / 100 + 0.01) * (0.5 + 0.5 * float(np.cos(np.pi * share)))
+def train(work: Path, count: int = 4000, steps: int = 3000, batch: int = 128) -> Judge:
+    """Train on `count` clips, report on others, and keep the judge at work/judge.pt."""
+    patches, features, rest = Patches(), [], []
+    for path in gather(work, count):
+        shard = Examples(**torch.load(path, weights_only=True))
+        if not features:
+            torch.manual_seed(0)
+            patches.find(shard.picture)
+            log.info("judge: %d kinds of patches found", len(patches.words))
+        features.append(_features(patches, shard.picture, shard.description))
+        rest.append((shard.genre, shard.parts, shard.shape, shard.clear))
+    x = torch.cat(features)
+    mean, scale = x.mean(0), x.std(0) + 0.02 * x.std(0).mean()
+    x = (x - mean) / scale
+    labels = tuple(torch.cat(column) for column in zip(*rest, strict=True))
+    net = Network(x.shape[1])
+    log.info("judge: %d clips, %d features each", len(x), x.shape[1])
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.05)
+    for step in range(steps):
+        pick = torch.randint(len(x), (batch,))
+        loss = _loss(net(x[pick] + 0.2 * torch.randn(batch, x.shape[1])), *(column[pick] for column in labels))
+        optimiser.param_groups[0]["lr"] = 1.5e-3 * (0.5 + 0.5 * float(np.cos(np.pi * step / steps))) + 1e-6
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 2.0)
         optimiser.step()
-        steps += 1
-        if share > told:
-            told += 0.05
-            log.info(
-                "judge: %3.0f %%, step %d, pass %.1f, loss %.3f", share * 100, steps, steps * batch / len(data), loss
-            )
-            torch.save({"net": net.state_dict(), "mean": mean, "scale": scale}, work / "judge.part")
-    net.eval()
-    torch.save({"net": net.state_dict(), "mean": mean, "scale": scale}, work / "judge.pt")
-    judge = Judge(net, mean, scale)
-    log.info("judge on corpus clips it has not heard: %s", report(judge))
+        if step % 500 == 0:
+            log.info("judge: step %d, loss %.3f", step, loss)
+    judge = Judge(patches, net.eval(), mean, scale)
+    judge.save(work / "judge.pt")
     return judge
 
 
-def _loss(net: Network, data: Examples, pick: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Of clips a little louder or softer, begun anywhere, with some noise."""
-    picture = _floats(data.picture[pick]).roll(int(torch.randint(0, 500, ())), 2)
-    picture = picture + 0.15 * torch.randn(len(pick), 1, 1, 1) + 0.03 * torch.randn_like(picture)
-    description = (data.description[pick] - mean) / scale
-    description = description + 0.2 * torch.randn_like(description)
-    genre, parts, shape = _split(net(picture, description))
-    clear = data.clear[pick].float()
-    told = functional.cross_entropy(genre, data.genre[pick], reduction="none", label_smoothing=0.02)
+def _loss(out: Tensor, genre: Tensor, parts: Tensor, shape: Tensor, clear: Tensor) -> Tensor:
+    told_genre, told_parts, told_shape = _split(out)
+    genres = functional.cross_entropy(told_genre, genre, reduction="none", label_smoothing=0.02)
     return (
-        (told * clear).sum() / clear.sum().clamp(min=1)
-        + 6 * functional.binary_cross_entropy_with_logits(parts, data.parts[pick])
-        + 0.3 * functional.cross_entropy(shape, data.shape[pick])
+        (genres * clear).sum() / clear.sum().clamp(min=1)
+        + 6 * functional.binary_cross_entropy_with_logits(told_parts, parts)
+        + 0.3 * functional.cross_entropy(told_shape, shape)
     )
 
 
@@ -259,6 +284,7 @@ def confusion(judge: Judge, real: Examples) -> list[tuple[int, str, str]]:
 
 def load(work: Path) -> Judge:
     kept = torch.load(work / "judge.pt", weights_only=True)
-    net = Network(len(kept["mean"]))
+    patches, net = Patches(), Network(len(kept["mean"]))
+    patches.load_state_dict(kept["patches"])
     net.load_state_dict(kept["net"])
-    return Judge(net.eval(), kept["mean"], kept["scale"])
+    return Judge(patches, net.eval(), kept["mean"], kept["scale"])

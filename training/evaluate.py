@@ -285,7 +285,7 @@ def codec_figures(codec: Any, count: int, seconds: float = 4.0) -> dict[str, Any
 def run(args: argparse.Namespace) -> None:
     """Print the table for models/tiny and keep everything in work/figures.json."""
     if args.stage == "classifier":
-        classifier.train(args.work, minutes=args.minutes)
+        classifier.train(args.work)
         keys.train(args.work)
         return
     judge = classifier.load(args.work) if (args.work / "judge.pt").exists() else classifier.train(args.work)
