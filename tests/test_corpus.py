@@ -11,7 +11,7 @@ from training.codec import layout
 from training.corpus import genres, instruments, score
 from training.corpus.captions import caption
 from training.measure import same_tempo, tempo_bpm
-from training.notes import pitch_classes, share_inside
+from training.notes import parts_played, pitch_classes, share_inside
 
 
 def test_a_seed_always_gives_the_same_score_and_the_same_caption() -> None:
@@ -123,6 +123,13 @@ def test_every_kit_has_its_own_kick(kit: str) -> None:
     mine = instruments.drum_hit(kit, "k")
     assert np.abs(mine).max() > 0.2
     assert all(np.abs(mine - other).max() > 0.05 for other in others)
+
+
+def test_the_codes_say_which_parts_play() -> None:
+    for seed in range(20):
+        piece = score.compose(seed, 8)
+        playing = {*piece.instruments.values()} | ({piece.kit} if piece.kit else set())
+        assert parts_played(layout.tokens(piece), 1) == playing
 
 
 def test_every_note_of_a_piece_is_inside_its_key_and_not_inside_a_far_one() -> None:

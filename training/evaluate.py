@@ -31,7 +31,7 @@ from training.corpus.genres import GENRES
 from training.corpus.render import render
 from training.corpus.score import Score, compose
 from training.measure import log_mel, same_tempo, tempo_bpm
-from training.notes import pitch_classes, share_inside
+from training.notes import parts_played, pitch_classes, share_inside
 from training.player import Player
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def alive(clip: np.ndarray) -> bool:
 
 @dataclass
 class Heard:
-    """notes: frames in which each pitch class sounds [12], known from the codes and not from the sound."""
+    """notes: frames of each pitch class [12]; played: the parts. Both come from the codes, not from the sound."""
 
     alive: bool
     tempo_bpm: float
@@ -99,6 +99,7 @@ class Heard:
     parts: frozenset[str]
     shape: int
     notes: np.ndarray
+    played: frozenset[str]
 
 
 def listen(clips: Sequence[np.ndarray], codes: Sequence[Codes], judge: classifier.Judge, ear: keys.Ear) -> list[Heard]:
@@ -107,7 +108,8 @@ def listen(clips: Sequence[np.ndarray], codes: Sequence[Codes], judge: classifie
         genre, parts, shape = (scores[0] for scores in judge([clip]))
         named = frozenset(name for name, score in zip(classifier.PARTS, parts, strict=True) if score > 0)
         told = list(GENRES)[int(genre.argmax())]
-        out.append(Heard(alive(clip), tempo_bpm(clip), key, told, named, int(shape.argmax()), pitch_classes(each)))
+        known = pitch_classes(each), parts_played(each)
+        out.append(Heard(alive(clip), tempo_bpm(clip), key, told, named, int(shape.argmax()), *known))
     return out
 
 
@@ -119,8 +121,8 @@ def _parts(score: Score) -> set[str]:
     return {*score.instruments.values()} | ({score.kit} if score.kit else set())
 
 
-def _asked_parts_heard(heard: Heard, p: Prompt) -> float:
-    return len(_parts(p.score) & heard.parts) / len(_parts(p.score))
+def _asked_parts(heard: frozenset[str], p: Prompt) -> float:
+    return len(_parts(p.score) & heard) / len(_parts(p.score))
 
 
 def _told_apart(heard: Heard, p: Prompt) -> float:
@@ -139,9 +141,15 @@ ROWS: tuple[tuple[str, Callable[[Prompt], bool], Right], ...] = (
     ("tempo within 4 %", lambda _: True, lambda h, p: same_tempo(h.tempo_bpm, p.score.bpm)),
     ("tempo within 4 %, with drums", lambda p: bool(p.score.kit), lambda h, p: same_tempo(h.tempo_bpm, p.score.bpm)),
     ("key or its relative", _pitched, lambda h, p: h.key == keys.key_of(p.score)),
-    ("share of the notes inside the key", _pitched, lambda h, p: share_inside(h.notes, keys.key_of(p.score))),
+    (
+        "share of the notes inside the key, by the codes",
+        _pitched,
+        lambda h, p: share_inside(h.notes, keys.key_of(p.score)),
+    ),
     ("genre", lambda p: p.score.shape in {"full", "no drums"}, lambda h, p: h.genre == p.score.genre),
-    ("instruments named that are heard", lambda _: True, _asked_parts_heard),
+    ("instruments named that are heard", lambda _: True, lambda h, p: _asked_parts(h.parts, p)),
+    ("instruments named that are played, by the codes", lambda _: True, lambda h, p: _asked_parts(h.played, p)),
+    ("nothing else is played, by the codes", lambda _: True, lambda h, p: h.played <= _parts(p.score)),
 )
 
 
