@@ -137,7 +137,7 @@ def plan(request: GenerateRequest, loaded: LoadedModel, melody_sound: Sound | No
     made = Plan(request, loaded, draw_seeds(request.seed, request.takes), stride_s, melody_sound=melody_sound)
     if melody_sound is not None:
         require_melody(loaded.info.id, takes_melody=loaded.info.melody)
-        made.melody = melody(melody_sound, loaded.max_window_s)
+        made.melody = melody(melody_sound)
     if start is not None and request.continuation is not None:
         made.origin = origin(start, request.continuation.mode, request.continuation.from_s, loaded)
         if made.origin.mode == "continue":

@@ -26,6 +26,8 @@ MAX_ORIGINAL_S = 900.0
 """Longest clip that is appended to or continued: it is in memory while the track is put together."""
 MIN_CONTEXT_S = 0.5
 """Less than this gives a model nothing to go on from."""
+MELODY_S = 30.0
+"""What is heard of an audio prompt: as much as audiocraft's melody models hear, whatever the model's own window."""
 LEAD_S = 1.0
 """Known frames that the codec decodes before the new ones, so that those begin with the right state."""
 FADE_S = 0.02
@@ -125,9 +127,9 @@ def read_start(path: Path, sample_rate_hz: int, until_s: float) -> Clip:
     return audio.limit_peak(Clip(np.concatenate(parts, axis=1), sample_rate_hz), 0.0)
 
 
-def melody(sound: Sound, window_s: float) -> Clip:
-    """The part of an audio prompt that a model can hear: one window."""
-    return read_start(sound.path, sound.sample_rate_hz, window_s)
+def melody(sound: Sound) -> Clip:
+    """The part of an audio prompt that is heard."""
+    return read_start(sound.path, sound.sample_rate_hz, MELODY_S)
 
 
 def origin(sound: Sound, mode: ContinuationMode, from_s: float | None, loaded: LoadedModel) -> Origin:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules import settings
+from modules.audio import Clip
 from modules.contract import Cancelled, InvalidParameter, ModelBroken
 from modules.musicgen import backends, compat, memory
 from modules.musicgen.catalog import Shape
-from modules.musicgen.engine import Codes, Engine
+from modules.musicgen.engine import Codes, Course, Engine, GenerationSpec, ModelFacts
 from modules.musicgen.patterns import UNKNOWN, DelayPattern
 from tests import decoders
 from tests.decoders import SPEC, Listener
@@ -249,6 +250,75 @@ def test_a_build_without_int8_attention_is_reckoned_with_float32(monkeypatch: py
     small = memory.cache_bytes(shape, 100, "int8")
     monkeypatch.setattr("modules.musicgen.backends.onnx.int8_cache_works", lambda: False)
     assert memory.cache_bytes(shape, 100, "int8") == 4 * small == memory.cache_bytes(shape, 100, "float32")
+
+
+# -------------------------------------------------------------------------------------------------- steering
+MELODY = Clip(np.zeros((1, 320), np.float32), 32_000)
+
+
+class Steered:
+    """Adds the same to each frame's logits, as a test decides by the frame's number."""
+
+    def __init__(self, bias: Callable[[int], np.ndarray], following: Codes | None = None, held: float = 0.0) -> None:
+        shape = (4, decoders.CARD + 1)
+        self._bias = bias
+        following = np.zeros(shape, np.int64) if following is None else following
+        self.course = Course(following, np.full(shape, held, np.float32))
+
+    def bias(self, start: int, stop: int) -> np.ndarray:
+        return np.stack([self._bias(frame) for frame in range(start, stop)]).astype(np.float32)
+
+
+def steer(patch: pytest.MonkeyPatch, engine: Engine, steering: Steered, spec: GenerationSpec) -> Codes:
+    facts: ModelFacts = engine.facts  # type: ignore[attr-defined]
+    patch.setattr(engine, "facts", replace(facts, follow=lambda _: steering))
+    return engine.generate(replace(spec, melody=MELODY), Listener())
+
+
+@pytest.fixture(params=["torch", "onnx", "reference", "on its device"])
+def any_engine(request: pytest.FixtureRequest, engines: Open, models: dict[str, Any]) -> Engine:
+    on_device = request.param == "on its device"
+    return device_engine(models["mono"], "cpu") if on_device else engines("mono", request.param)
+
+
+STEERED = {
+    "two windows": replace(SPEC, duration_s=2.6, temperature=1.0, seeds=(1, 2)),
+    "a prompt, in two steps": replace(SPEC, temperature=1.0, prompt_codes=some_codes(70), two_step_cfg=True),
+}
+
+
+@pytest.mark.parametrize("case", STEERED)
+def test_only_the_codes_that_steering_allows_in_a_frame_come_in_it(
+    any_engine: Engine, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    def allowed(frame: int) -> np.ndarray:
+        return np.asarray((np.arange(decoders.CARD) - np.arange(4)[:, None] - frame) % 7 == 0)
+
+    steering = Steered(lambda frame: np.where(allowed(frame), 0, -np.inf))
+    codes = steer(monkeypatch, any_engine, steering, STEERED[case])
+    assert codes.shape[1:] == (4, STEERED[case].duration_s * 50)
+    wanted = np.stack([allowed(frame) for frame in range(codes.shape[2])], axis=1)
+    assert np.take_along_axis(wanted[None].repeat(len(codes), 0), codes[..., None], 3).all()
+    assert len(np.unique(codes)) > 20
+
+
+def test_steering_that_adds_nothing_leaves_the_tokens_as_they_are(
+    any_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = STEERED["a prompt, in two steps"]
+    plain = any_engine.generate(spec, Listener())
+    nothing = Steered(lambda _: np.zeros((4, decoders.CARD)))
+    assert (steer(monkeypatch, any_engine, nothing, spec) == plain).all()
+
+
+def test_a_code_that_is_held_leads_to_the_one_that_follows_it(
+    any_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = np.tile((np.arange(decoders.CARD + 1) + 3) % decoders.CARD, (4, 1))
+    steering = Steered(lambda _: np.zeros((4, decoders.CARD)), following, held=1e4)
+    codes = steer(monkeypatch, any_engine, steering, replace(SPEC, prompt_codes=some_codes(20)))
+    joined = np.concatenate([some_codes(20)[None], codes], axis=2)[:, :, 19:]
+    assert (joined[..., 1:] == following[0][joined[..., :-1]]).all()
 
 
 # ----------------------------------------------------------------------------------------- choosing a backend

@@ -39,6 +39,7 @@ from modules.contract import (
     UnreadableAudio,
 )
 from modules.generation import draw_seeds
+from modules.material import MELODY_S
 from modules.settings import Settings
 from modules.studio import Studio
 from tests.fakes import (
@@ -349,12 +350,12 @@ def test_a_cut_past_the_end_or_too_early_is_named(place: Workplace) -> None:
 
 
 # --------------------------------------------------------------------------------------------- audio prompt
-def test_an_audio_prompt_reaches_a_melody_model_up_to_its_window(place: Workplace) -> None:
-    clip = tone(WINDOW_S + 5)
+def test_an_audio_prompt_reaches_a_melody_model_up_to_what_it_hears(place: Workplace) -> None:
+    clip = tone(MELODY_S + 5)
     track = place.make(model="fake-melody", audio_prompt={"upload": place.upload(clip, "hum.wav")})
     melody = place.manager.engine.specs[-1].melody
     assert melody is not None
-    assert melody.seconds == pytest.approx(WINDOW_S)
+    assert melody.seconds == pytest.approx(MELODY_S)
     assert melody.sample_rate_hz == 44_100
     assert track.audio_prompt is not None
     assert track.audio_prompt.name == "hum.wav"

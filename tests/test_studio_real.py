@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from modules import audio
 from modules.audio import Samples
 from modules.contract import GenerateRequest, Job, Track
+from modules.musicgen.melody import hear
 from modules.settings import Settings
 from modules.studio import Studio
 
@@ -70,6 +73,22 @@ def test_an_extension_keeps_the_tracks_samples_and_is_heard_live_as_it_becomes(s
     seam = old.shape[1]
     assert np.abs(heard[:seam] - new[0, :seam]).max() < 1e-4
     assert len(heard) == new.shape[1]
+
+
+def test_an_uploaded_melody_is_followed_and_named_beside_the_track(studio: Studio, tmp_path: Path) -> None:
+    at = np.arange(22_050) / 22_050
+    notes = [0.4 * np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * at) for note in (67, 71, 74)]
+    path = tmp_path / "hum.wav"
+    audio.encode(audio.Clip(np.concatenate(notes)[None].astype(np.float32), 22_050), path, "wav")
+    upload = studio.upload(io.BytesIO(path.read_bytes()), "hum.wav")
+    asked = {"audio_prompt": {"upload": upload.id}, "prompt": "reggae", "seed": 3, "duration": 3.0}
+    [track] = tracks(studio, run(studio, "hum", **asked))
+    assert track.audio_prompt is not None
+    assert track.audio_prompt.name == "hum.wav"
+    [plain] = tracks(studio, run(studio, "no-hum", **{**asked, "audio_prompt": None}))
+    found = [hear(audio.decode(studio.audio_file(made.name)), 50).notes[:150] for made in (track, plain)]
+    right = [float((notes % 12 == np.repeat((7, 11, 2), 50)).mean()) for notes in found]
+    assert right[0] > 0.5 > right[1]
 
 
 def test_cancel_with_keep_ends_soon_and_leaves_a_track(studio: Studio) -> None:

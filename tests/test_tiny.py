@@ -5,15 +5,23 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from modules import settings
+from modules.audio import Clip
+from modules.contract import InvalidParameter
+from modules.musicgen import backends
+from modules.musicgen.catalog import Catalog
+from modules.musicgen.engine import Engine, GenerationSpec, ModelFacts
+from modules.musicgen.melody import hear
 from modules.musicgen.tiny import load_tiny, understand, unknown_words
 from modules.musicgen.tiny.words import ATTRIBUTES, MAX_CHARS
+from tests.decoders import Listener
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "models" / "tiny"
@@ -178,6 +186,107 @@ def test_the_loss_of_the_training_is_audiocrafts(models: tuple[Any, Any]) -> Non
         valid = theirs.mask[:, k]
         expected = torch.nn.functional.cross_entropy(theirs.logits[:, k][valid], codes[:, k][valid])
         assert float(ours[k]) == pytest.approx(float(expected), rel=1e-4)
+
+
+# --- following a melody ----------------------------------------------------------------------------------------------
+
+TUNE = (60, 67, 64, 69)
+
+
+def tune(notes: Sequence[int] = TUNE, rate: int = 44_100, note_s: float = 0.5, cents: float = 0.0) -> Clip:
+    """A stereo clip of notes with four harmonics and a little vibrato."""
+    at = np.arange(round(note_s * rate)) / rate
+    sung = []
+    for note in notes:
+        hz = 440 * 2 ** ((note + cents / 100 - 69) / 12)
+        swing = 2 * np.pi * hz * at + 0.3 * np.sin(2 * np.pi * 5 * at)
+        fade = np.minimum(1, np.minimum(at, at[::-1]) / 0.01)
+        sung.append(fade * sum(0.2 / h * np.sin(h * swing) for h in (1, 2, 3, 4)))
+    return Clip(np.tile(np.concatenate(sung), (2, 1)).astype(np.float32), rate)
+
+
+def heard_right(notes: np.ndarray, wanted: Sequence[int]) -> float:
+    """The share of frames whose note has the wanted pitch class."""
+    truth = np.repeat(wanted, 25)[: len(notes)]
+    return float(((notes[: len(truth)] % 12 == truth % 12) & (notes[: len(truth)] >= 0)).mean())
+
+
+@pytest.mark.parametrize(("rate", "cents"), [(8_000, 0), (22_050, 40), (48_000, -45)])
+def test_a_tune_is_heard_at_any_rate_and_between_the_keys(rate: int, cents: float) -> None:
+    assert heard_right(hear(tune(rate=rate, cents=cents), 50).notes, TUNE) > 0.85
+
+
+def test_a_tune_is_heard_over_drums_and_bass() -> None:
+    clip, rng = tune(rate=32_000), np.random.default_rng(0)
+    at = np.arange(clip.samples.shape[1]) / 32_000
+    strokes = 0.5 * rng.standard_normal(len(at)) * np.exp(-(at % 0.25) * 40)
+    bass = 0.4 * np.sin(2 * np.pi * 55 * at)
+    melody = hear(Clip(clip.samples + (strokes + bass).astype(np.float32), 32_000), 50)
+    assert heard_right(melody.notes, TUNE) > 0.75
+    assert np.array_equal(
+        melody.notes, hear(Clip(clip.samples + (strokes + bass).astype(np.float32), 32_000), 50).notes
+    )
+
+
+def test_each_code_says_which_pitches_it_sounds(models: tuple[Any, Any]) -> None:
+    sounds = importlib.import_module("training.codec.layout").sounds()
+    classes = models[1].classes.numpy()
+    assert (classes[0] == 0).all()
+    assert (classes[:, 0] == 0).all()
+    for row, layer in ((1, "bass"), (2, "chords"), (3, "lead")):
+        for sound in list(sounds[layer].values())[::7]:
+            assert {pc for pc in range(12) if classes[row, sound.first] >> pc & 1} == {m % 12 for m in sound.midis}
+
+
+@pytest.fixture(scope="module")
+def engine(models: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    lm, codec = models
+    facts = ModelFacts(
+        model="tiny", checkpoint_hash=None, precision="float32", frame_rate_hz=50.0, sample_rate_hz=32_000, channels=1,
+        codebooks=4, cardinality=2048, max_window_s=10.0, melody=False, follow=codec.follower(),
+    )  # fmt: skip
+    options = ["--backend", "torch", "--threads", "1", "--cache-dir", str(tmp_path_factory.mktemp("cache"))]
+    return backends.choose(settings.parse(options, {}), lm, "cpu", facts)
+
+
+def play(engine: Engine, melody: Clip | None, prompt: str = "techno with flute, 120 bpm") -> np.ndarray:
+    spec = GenerationSpec(prompt=prompt, duration_s=3.0, seeds=(1,), melody=melody)
+    return np.asarray(engine.generate(spec, Listener())[0])
+
+
+def lead_notes(models: tuple[Any, Any], codes: np.ndarray) -> np.ndarray:
+    """The pitch class of the lead in each frame, -1 where it rests."""
+    bits = models[1].classes[3].numpy()[codes[3]]
+    return np.where(bits > 0, np.log2(np.maximum(bits, 1)), -1).astype(int)
+
+
+def test_the_lead_plays_the_melody_and_the_drums_go_on(models: tuple[Any, Any], engine: Engine) -> None:
+    follower, plain = play(engine, tune()), play(engine, None)
+    # Two seconds of melody go round once more in three.
+    wanted = (*TUNE, *TUNE[:2])
+    assert heard_right(lead_notes(models, follower), wanted) > 0.8
+    assert heard_right(lead_notes(models, plain), wanted) < 0.4
+    assert heard_right(lead_notes(models, play(engine, tune([n + 6 for n in TUNE]))), wanted) < 0.4
+    assert (follower[0] > 0).mean() > 0.5
+    lead, following = follower[3], models[1].following[3].numpy()
+    begins = models[1].onset[3].numpy()[lead[1:]] | (lead[1:] == 0)
+    assert (begins | (lead[1:] == following[lead[:-1]])).all(), "a note goes on that has not begun"
+
+
+@pytest.mark.parametrize("kind", ["silence", "noise", "a click"])
+def test_a_clip_without_a_melody_is_refused(engine: Engine, kind: str) -> None:
+    samples = np.zeros((1, 32_000), np.float32)
+    if kind == "noise":
+        samples = np.random.default_rng(0).normal(0, 0.2, (1, 64_000)).astype(np.float32)
+    if kind == "a click":
+        samples = np.ones((1, 5), np.float32)
+    with pytest.raises(InvalidParameter, match="no melody is heard") as caught:
+        play(engine, Clip(samples, 32_000))
+    assert caught.value.field == "audio_prompt"
+
+
+def test_the_model_is_offered_with_an_audio_prompt() -> None:
+    assert Catalog(settings.parse([], {})).info("tiny").melody
 
 
 # --- the codec -------------------------------------------------------------------------------------------------------

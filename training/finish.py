@@ -20,7 +20,7 @@ STUDIO = {
     "licence": "CC0-1.0",
     "sketch": True,
     "channels": 1,
-    "melody": False,
+    "melody": True,
     "sample_rate_hz": 32000,
     "frame_rate_hz": 50.0,
 }
@@ -79,6 +79,10 @@ def run(args: argparse.Namespace) -> None:
         from training import separator
 
         separator.train(args.work, args.out, args.minutes, args.device)
+    elif args.stage == "melody":
+        from training import adherence
+
+        adherence.run(args)
     else:
         from training import evaluate
 

@@ -4,7 +4,7 @@
     python -m training.make --stage lm --minutes 10 --long --guided --decay      the last minutes
     python -m training.make --stage blend --other PLAIN.pt             lm.pt becomes the mean of the two
     python -m training.make --stage lm --base models/tiny --minutes 10  go on from the shipped weights
-    python -m training.make --stage codec|export|classifier|evaluate|separator
+    python -m training.make --stage codec|export|classifier|evaluate|melody|separator
 
 Checkpoints go to --work (default .cache/training), the finished model to --out (default models/).
 """
@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 
 log = logging.getLogger("training")
-STAGES = ("codec", "lm", "blend", "export", "classifier", "evaluate", "separator")
+STAGES = ("codec", "lm", "blend", "export", "classifier", "evaluate", "melody", "separator")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

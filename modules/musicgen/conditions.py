@@ -103,8 +103,8 @@ class Conditioner:
 
 
 def melody_wave(spec: GenerationSpec, facts: ModelFacts, device: str) -> Any:
-    """The melody as a float32 tensor [C, T] at the model's rate, or None."""
-    if spec.melody is None:
+    """The melody as a float32 tensor [C, T] at the model's rate, or None, also where no condition takes it."""
+    if spec.melody is None or not facts.melody:
         return None
     import torch
 

@@ -6,8 +6,8 @@ Codes are numpy int64 [K, T]: K codebooks, T frames, 50 frames a second for Musi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modules.audio import Clip
 
 Codes: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class GenerationSpec:
         temperature: 0 is argmax.
         cfg_coef: classifier-free guidance; 1 is the conditional model alone.
         seeds: one for each take; a take's tokens depend on its own seed and on no other take.
-        melody: clip whose chroma the music follows (models with `self_wav` only).
+        melody: clip whose melody the music follows, where the model can (ModelFacts.takes_melody).
         prompt_codes: int64 [K, T], the context to go on from, already encoded.
         two_step_cfg: run the conditional and the unconditional pass one after the other.
         extend_stride_s: seconds of new music each window past the first adds.
@@ -64,6 +65,30 @@ class Sink(Protocol):
 
     def frames(self, codes: Codes) -> None:
         """int64 [takes, K, n]: the next n finished frames of every take, in order, the prompt's frames left out."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """Codes that come of themselves: a sound once begun runs on through codes of its own.
+
+    Args:
+        following: int64 [K, card + 1], the code each one leads to; the special token stands last.
+        held: float32 [K, card + 1], what is added to the logit of that one while the code before it is this.
+    """
+
+    following: Codes
+    held: Floats
+
+
+class Steering(Protocol):
+    """What moves the sampling, frame by frame, whoever runs the decoder."""
+
+    @property
+    def course(self) -> Course: ...
+
+    def bias(self, start: int, stop: int) -> Floats:
+        """float32 [stop - start, K, card] to add to the logits of the new frames from `start` to `stop`, counted from
+        the generation's first new frame; -inf forbids a code. The same for every take."""
 
 
 class Engine(Protocol):
@@ -104,6 +129,13 @@ class ModelFacts:
     cardinality: int
     max_window_s: float
     melody: bool
+    """The model has a condition for a melody."""
+    follow: Callable[[Clip], Steering] | None = field(default=None, compare=False)
+    """What steers the sampling of a model without one, when its codes say which notes they are."""
+
+    @property
+    def takes_melody(self) -> bool:
+        return self.melody or self.follow is not None
 
     @property
     def max_frames(self) -> int:
@@ -182,6 +214,17 @@ def plan(spec: GenerationSpec, facts: ModelFacts, prompt: Codes) -> list[Window]
     )
 
 
+def steering(spec: GenerationSpec, facts: ModelFacts) -> Steering | None:
+    """What steers a generation; None where nothing does.
+
+    Raises:
+        InvalidParameter: there is nothing to follow in the melody.
+    """
+    if spec.melody is None or facts.melody or facts.follow is None:
+        return None
+    return facts.follow(spec.melody)
+
+
 def check(spec: GenerationSpec, facts: ModelFacts) -> Codes:
     """Refuse what the model cannot do.
 
@@ -190,7 +233,7 @@ def check(spec: GenerationSpec, facts: ModelFacts) -> Codes:
     Raises:
         InvalidParameter: a melody for a model without one, prompt codes of another model.
     """
-    if spec.melody is not None and not facts.melody:
+    if spec.melody is not None and not facts.takes_melody:
         raise InvalidParameter(
             f"audio_prompt: {facts.model} cannot follow a melody, choose melody or melody-large",
             field="audio_prompt",

@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from modules.contract import EngineInfo, InvalidParameter
 from modules.musicgen import memory
 from modules.musicgen.backends.interface import Backend, Guidance
 from modules.musicgen.conditions import Conditioner
-from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Window, check, plan
+from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Steering, Window, check, plan, steering
 from modules.musicgen.patterns import DelayPattern
-from modules.musicgen.sampling import Sampler, SamplingRule
+from modules.musicgen.sampling import Bias, Sampler, SamplingRule
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ class LoopEngine:
         prompt = check(spec, self.facts)
         _check_rule(spec)
         planned = plan(spec, self.facts, prompt)
-        melody = self._conditioner.melody(spec)
+        led = _Led(self._conditioner.melody(spec), steering(spec, self.facts))
         groups = self._groups(spec, max(window.length for window in planned)) if planned else []
         meter = _Meter(sink, len(groups) * sum(self._steps(window) for window in planned))
         if len(groups) == 1:
-            return self._windows(spec, planned, prompt, melody, meter)
+            return self._windows(spec, planned, prompt, led, meter)
         # Takes must be told side by side, so those of several groups are told at the end.
         meter.muted = True
-        parts = [self._windows(replace(spec, seeds=seeds), planned, prompt, melody, meter) for seeds in groups]
+        parts = [self._windows(replace(spec, seeds=seeds), planned, prompt, led, meter) for seeds in groups]
         nothing = np.zeros((len(spec.seeds), self.facts.codebooks, 0), np.int64)
         codes = np.concatenate(parts) if parts else nothing
         sink.frames(codes)
@@ -74,12 +74,12 @@ class LoopEngine:
             log.info("%d takes run %d at a time: more do not fit the free memory", len(spec.seeds), size)
         return [spec.seeds[at : at + size] for at in range(0, len(spec.seeds), size)]
 
-    def _windows(self, spec: GenerationSpec, planned: list[Window], prompt: Codes, melody: Any, meter: _Meter) -> Codes:
+    def _windows(self, spec: GenerationSpec, planned: list[Window], prompt: Codes, led: _Led, meter: _Meter) -> Codes:
         with _fixed_randomness():
-            return self._one_after_another(spec, planned, prompt, melody, meter)
+            return self._one_after_another(spec, planned, prompt, led, meter)
 
     def _one_after_another(
-        self, spec: GenerationSpec, planned: list[Window], prompt: Codes, melody: Any, meter: _Meter
+        self, spec: GenerationSpec, planned: list[Window], prompt: Codes, led: _Led, meter: _Meter
     ) -> Codes:
         """All windows of all takes, int64 [takes, K, T_new]."""
         takes = len(spec.seeds)
@@ -88,8 +88,12 @@ class LoopEngine:
         guidance: Guidance | None = None
         for window in planned:
             # A text is the same in every window; a melody moves on.
-            if guidance is None or melody is not None:
-                guidance = self._guidance(spec, melody, window, alone=len(planned) == 1)
+            if guidance is None or led.melody is not None:
+                guidance = self._guidance(spec, led.melody, window, alone=len(planned) == 1)
+            if led.steering is not None:
+                frames = led.steering.bias(window.known - prompt.shape[1], window.end - prompt.shape[1])
+                steps = self._pattern.steps_of(frames, window.context, window.length)
+                guidance = replace(guidance, bias=Bias(steps, led.steering.course))
             fresh = self._window(window, known[:, :, window.start :], guidance, sampler, meter)
             known = np.concatenate([known, fresh], axis=2)
         return known[:, :, prompt.shape[1] :]
@@ -127,6 +131,14 @@ class LoopEngine:
 
     def _steps(self, window: Window) -> int:
         return self._pattern.steps(window.length) - self._pattern.first_step(window.context)
+
+
+@dataclass(frozen=True)
+class _Led:
+    """What leads a generation besides its text: a melody for the conditions, or what steers the sampling."""
+
+    melody: Any
+    steering: Steering | None
 
 
 class _Meter:

@@ -314,6 +314,7 @@ class ModelManager:
             codebooks=int(compression.num_codebooks), cardinality=int(compression.cardinality),
             max_window_s=float(lm.cfg.dataset.segment_duration),
             melody="self_wav" in lm.condition_provider.conditioners,
+            follow=compression.follower() if hasattr(compression, "follower") else None,
         )  # fmt: skip
         engine = self._engine(entry, folder, lm, facts, progress)
         reasons = [text for text in (engine.info.why, self._device_why, why) if text]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from modules.musicgen.backends.weights import Unsupported
-from modules.musicgen.engine import Codes
+from modules.musicgen.engine import Codes, Floats
 
 UNKNOWN = -1
 """Stands where a token is still to be sampled."""
@@ -57,6 +57,17 @@ class DelayPattern:
             sequence[:, k, 1 + delay : 1 + delay + frames] = UNKNOWN
             sequence[:, k, 1 + delay : 1 + delay + context] = known[:, k]
         return sequence
+
+    def steps_of(self, frames: Floats, known: int, length: int) -> Floats:
+        """Lay out values of a window's new frames over its steps: [new, K, ...] -> [steps(length), K, ...], else 0.
+
+        Args:
+            known: frames before the new ones.
+        """
+        laid = np.zeros((self.steps(length), *frames.shape[1:]), frames.dtype)
+        for k, delay in enumerate(self.delays):
+            laid[1 + delay + known : 1 + delay + length, k] = frames[:, k]
+        return laid
 
     def finished(self, done: int) -> int:
         """Frames whose every codebook is known once `done` positions are."""

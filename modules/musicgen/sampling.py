@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from modules.musicgen.engine import Codes, GenerationSpec
+from modules.musicgen.engine import Codes, Course, GenerationSpec
 
 Logits: TypeAlias = npt.NDArray[np.float32]
 
@@ -17,6 +17,45 @@ def guide(conditional: Logits, unconditional: Logits, cfg_coef: float) -> Logits
     """Classifier-free guidance (Ho & Salimans 2022): the unconditional logits moved `cfg_coef` times towards the
     conditional ones. Any equal shapes."""
     return np.asarray(unconditional + (conditional - unconditional) * np.float32(cfg_coef), np.float32)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What is added to the guided logits of a window's steps.
+
+    Args:
+        steps: float32 [S, K, card], by the step that is drawn.
+        course: and by the code before it.
+    """
+
+    steps: Logits
+    course: Course
+
+    def add(self, logits: Logits, step: int, before: Codes) -> Logits:
+        """float32 [takes, K, card] moved, `before` int64 [takes, K] being the codes of the step before."""
+        moved, books = logits + self.steps[step], np.arange(logits.shape[1])
+        moved[np.arange(len(logits))[:, None], books, self.course.following[books, before]] += self.course.held[
+            books, before
+        ]
+        return np.asarray(moved, np.float32)
+
+
+class TensorBias:
+    """The same in torch, of tensors alone: no number of the host's is looked at."""
+
+    def __init__(self, bias: Bias, device: Any) -> None:
+        import torch
+
+        self._steps = torch.from_numpy(bias.steps).to(device)
+        self._following = torch.from_numpy(bias.course.following).to(device)
+        self._held = torch.from_numpy(bias.course.held).to(device)
+
+    def add(self, logits: Any, step: Any, before: Any) -> Any:
+        """logits [rows, K, card], step int64 [1], before int64 [rows, K]."""
+        tables = (self._following.expand(len(before), -1, -1), self._held.expand(len(before), -1, -1))
+        code, held = (table.gather(2, before[..., None]) for table in tables)
+        moved = logits + self._steps.index_select(0, step)
+        return moved.scatter_add(2, code, held.to(moved.dtype))
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def test_typed_on_a_fresh_offline_machine_and_heard(chromium: Browser, program: 
     page, complaints = watched(context)
     page.goto(url)
     page.wait_for_selector(".model-name")
+    expect(page.get_by_text("Audio prompt", exact=True).first).to_be_attached()
     for number, prompt in enumerate(("warm lo-fi piano, slow", "driving techno with deep bass, 124 bpm"), start=1):
         page.fill("#prompt", prompt)
         page.keyboard.press("Enter")

@@ -55,6 +55,7 @@ def _pitched(codec: LayeredCodec, row: int, sound: Sound, number: int, level: fl
     codec.onset[row, sound.first] = True
     codec.following[row, codes] = torch.arange(sound.first + 1, sound.first + frames + 1, dtype=torch.int16)
     codec.following[row, sound.first + frames - 1] = sound.first + ATTACK_FRAMES
+    codec.classes[row, codes] = sum(1 << c for c in {midi % 12 for midi in sound.midis})
     preset = PRESETS[sound.preset]
     codec.hold[row, codes] = preset.hold
     codec.fall[row, codes] = float(np.exp(-1 / (preset.decay_s * FRAME_RATE_HZ)))

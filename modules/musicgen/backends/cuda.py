@@ -22,7 +22,7 @@ from modules.musicgen.backends.weights import DecoderWeights, positions
 from modules.musicgen.conditions import Conditions
 from modules.musicgen.engine import Codes
 from modules.musicgen.patterns import UNKNOWN
-from modules.musicgen.sampling import Sampler, SamplingRule
+from modules.musicgen.sampling import Sampler, SamplingRule, TensorBias
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class DeviceCursor:
         self._sampler = sampler
         self._sequence: Any = None
         self._uniform: Any = None
+        self._bias: Any = None
         self._at: Any = None
         self._fed = 0
         self._capturing = decoder.device.startswith("cuda")
@@ -116,7 +117,7 @@ class DeviceCursor:
     def close(self) -> None:
         self._graphs.clear()
         self._passes.clear()
-        self._sequence = self._uniform = None
+        self._sequence = self._uniform = self._bias = None
 
     def _rows(self, conditions: Conditions) -> _Rows:
         import torch
@@ -148,6 +149,8 @@ class DeviceCursor:
         drawn = self._sampler.uniform(sequence.shape[2] - start, codebooks).astype(np.float32)
         lead = np.zeros((len(drawn), start, codebooks), np.float32)
         self._uniform = torch.from_numpy(np.concatenate([lead, drawn], axis=1)).to(device)
+        if self._guidance.bias is not None:
+            self._bias = TensorBias(self._guidance.bias, device)
         self._at = torch.full((1,), start - 1, dtype=torch.int64, device=device)
         for rows in self._passes:
             x = torch.cat([rows.prepend, self._embedded(rows, self._sequence[..., : start - 1])], dim=1)
@@ -183,7 +186,10 @@ class DeviceCursor:
         token = self._sequence.index_select(2, self._at)
         logits = [self._logits(rows, token, min(length, rows.sine.shape[0])) for rows in self._passes]
         self._at.add_(1)
-        drawn = draw(self._guide(logits), self._rule, self._uniform.index_select(1, self._at)[:, 0])
+        guided = self._guide(logits)
+        if self._bias is not None:
+            guided = self._bias.add(guided, self._at, token[..., 0])
+        drawn = draw(guided, self._rule, self._uniform.index_select(1, self._at)[:, 0])
         column = self._sequence.index_select(2, self._at)
         self._sequence.index_copy_(2, self._at, torch.where(column == UNKNOWN, drawn[..., None], column))
 

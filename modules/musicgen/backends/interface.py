@@ -12,7 +12,7 @@ from modules.contract import EngineInfo
 from modules.musicgen.conditions import Conditions
 from modules.musicgen.engine import Codes
 from modules.musicgen.patterns import UNKNOWN
-from modules.musicgen.sampling import Logits, Sampler, guide
+from modules.musicgen.sampling import Bias, Logits, Sampler, guide
 
 PREFILL_STEPS = 32
 """Positions of a context fed at once: few enough that a cancel is honoured soon."""
@@ -43,11 +43,13 @@ class Guidance:
             conditional rows, then the unconditional ones. Two passes of `takes` rows: the same, one after the other.
         takes: how many.
         cfg_coef: the guidance's strength.
+        bias: what is added to the guided logits, made for the window.
     """
 
     passes: tuple[Conditions, ...]
     takes: int
     cfg_coef: float
+    bias: Bias | None = None
 
 
 class Cursor(Protocol):
@@ -101,6 +103,8 @@ class HostCursor:
                 self._feed(sequence[..., self._fed : self._fed + PREFILL_STEPS])
                 self._breathe()
             logits = self._feed(sequence[..., self._fed : step])
+            if self._guidance.bias is not None:
+                logits = self._guidance.bias.add(logits, step, sequence[..., step - 1])
             drawn, column = self._sampler.draw(logits), sequence[..., step]
             sequence[..., step] = np.where(column == UNKNOWN, drawn, column)
 

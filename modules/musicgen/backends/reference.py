@@ -6,15 +6,21 @@ The windows past the model's own are cut here, because audiocraft counts its pro
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from modules.contract import EngineInfo
 from modules.musicgen.conditions import attributes, melody_wave
-from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Window, check, plan
+from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Steering, Window, check, plan, steering
+from modules.musicgen.patterns import delay_pattern
+from modules.musicgen.sampling import Bias, TensorBias
+
+FORBIDDEN = -1e4
+"""Infinities would have no difference."""
 
 
 class ReferenceEngine:
@@ -41,12 +47,12 @@ class ReferenceEngine:
         prompt = check(spec, self.facts)
         planned = plan(spec, self.facts, prompt)
         meter = _Meter(sink, len(spec.seeds) * sum(self._steps(window) for window in planned))
-        melody = melody_wave(spec, self.facts, self._device)
+        melody, steered = melody_wave(spec, self.facts, self._device), steering(spec, self.facts)
         takes = []
         for seed in spec.seeds:
             seed_everything(seed)
             parts = []
-            for codes in self._take(spec, planned, prompt, melody, meter):
+            for codes in self._take(spec, planned, prompt, melody, steered, meter):
                 parts.append(codes)
                 if len(spec.seeds) == 1:
                     sink.frames(codes[None])
@@ -57,7 +63,13 @@ class ReferenceEngine:
         return result
 
     def _take(
-        self, spec: GenerationSpec, planned: list[Window], prompt: Codes, melody: Any, meter: _Meter
+        self,
+        spec: GenerationSpec,
+        planned: list[Window],
+        prompt: Codes,
+        melody: Any,
+        steered: Steering | None,
+        meter: _Meter,
     ) -> Iterator[Codes]:
         """The new frames of each window, int64 [K, n]."""
         import torch
@@ -66,7 +78,9 @@ class ReferenceEngine:
         for window in planned:
             context = torch.from_numpy(known[None, :, window.start : window.known]).to(self._device)
             condition = attributes(spec.prompt, melody, window, self.facts, self._device, alone=len(planned) == 1)
-            with self._guidance(spec.cfg_coef), self._autocast():
+            bias = self._bias(steered, window, prompt.shape[1])
+            passes = 2 if spec.two_step_cfg else 1
+            with self._guidance(spec.cfg_coef), self._autocast(), biased(self._lm, bias, passes):
                 codes = self._lm.generate(
                     context if window.context else None,
                     [condition],
@@ -82,6 +96,14 @@ class ReferenceEngine:
             fresh = codes[0].to("cpu", torch.int64).numpy()
             known = np.concatenate([known, fresh], axis=1)
             yield fresh
+
+    def _bias(self, steered: Steering | None, window: Window, prompt_frames: int) -> list[Bias]:
+        """What moves the window's logits, if anything does."""
+        if steered is None:
+            return []
+        pattern = delay_pattern(self._lm.pattern_provider, self.facts.cardinality)
+        frames = steered.bias(window.known - prompt_frames, window.end - prompt_frames)
+        return [Bias(pattern.steps_of(frames, window.context, window.length), steered.course)]
 
     def _steps(self, window: Window) -> int:
         """Decoder steps of a window: its new frames and the pattern's delay."""
@@ -104,6 +126,45 @@ class ReferenceEngine:
         half = self.facts.precision in ("float16", "bfloat16")
         dtype = torch.bfloat16 if self.facts.precision == "bfloat16" else torch.float16
         return torch.autocast(self._device, dtype=dtype, enabled=half and self._device != "cpu")
+
+
+@contextmanager
+def biased(lm: Any, biases: Sequence[Bias], passes: int = 1) -> Iterator[None]:
+    """What audiocraft's loop computes inside is moved.
+
+    That is done before the guidance, to the conditional and to the unconditional logits: their difference stays, so
+    the guided ones are moved by as much.
+
+    Args:
+        biases: one for each row, or none.
+        passes: 2 where the conditional logits and the others are computed one after the other.
+    """
+    if not biases:
+        yield
+        return
+    import torch
+
+    device = next(lm.parameters()).device
+    tensors = [TensorBias(replace(bias, steps=np.maximum(bias.steps, FORBIDDEN)), device) for bias in biases]
+    fed, calls = [0] * passes, 0
+
+    def move(_: Any, arguments: tuple[Any, ...], logits: Any) -> Any:
+        nonlocal calls
+        sequence, turn = arguments[0], calls % passes
+        fed[turn], calls = fed[turn] + sequence.shape[-1], calls + 1
+        step = torch.tensor([fed[turn]], device=device)
+        last = logits[..., -1, :]
+        rows = [
+            tensors[row % len(tensors)].add(last[row : row + 1], step, sequence[row : row + 1, :, -1])
+            for row in range(len(last))
+        ]
+        return torch.cat([logits[..., :-1, :], torch.cat(rows)[..., None, :].to(logits.dtype)], dim=-2)
+
+    hook = lm.register_forward_hook(move)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _Meter:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from audiocraft.models.encodec import CompressionModel
 from audiocraft.quantization.base import QuantizedResult
 from torch import Tensor
 from torch.nn import functional
+
+from modules.musicgen.tiny.steering import Codebook, Follower
 
 SILENCE = 0
 PULSE_SOUND = 200  # sounds of the first codebook from here on are silent ticks
@@ -46,6 +49,7 @@ class LayeredCodec(CompressionModel):
         sound int16 [K, card]: which sound a code belongs to. onset bool [K, card]: it begins that sound.
         following int16 [K, card]: the code that comes next while the sound lasts.
         hold, fall float32 [K, card]: the level of a long sound falls to `hold`, by the factor `fall` a frame.
+        classes int16 [K, card]: the pitch classes that a code sounds, bit 0 for C to bit 11 for B.
     """
 
     def __init__(
@@ -68,12 +72,14 @@ class LayeredCodec(CompressionModel):
         self.following: Tensor
         self.hold: Tensor
         self.fall: Tensor
+        self.classes: Tensor
         self.register_buffer("waves", torch.zeros(codebooks, cardinality, self.hop + fade, dtype=torch.float16))
         self.register_buffer("sound", torch.zeros(self._shape, dtype=torch.int16))
         self.register_buffer("onset", torch.zeros(self._shape, dtype=torch.bool))
         self.register_buffer("following", torch.zeros(self._shape, dtype=torch.int16))
         self.register_buffer("hold", torch.ones(self._shape))
         self.register_buffer("fall", torch.ones(self._shape))
+        self.register_buffer("classes", torch.zeros(self._shape, dtype=torch.int16))
         self._dictionary: _Dictionary | None = None
 
     # audiocraft's interface ------------------------------------------------------------------------------------------
@@ -153,6 +159,13 @@ class LayeredCodec(CompressionModel):
         mono = x.float().mean(1)
         frames = -(-mono.shape[-1] // self.hop)
         return torch.stack([self._encode_one(row, frames) for row in mono]), None
+
+    def follower(self) -> Follower:
+        """What steers the sampling by a melody."""
+        classes, begins, following = (t.to("cpu").numpy() for t in (self.classes, self.onset, self.following))
+        begins = begins | (np.arange(self.cardinality) == SILENCE)
+        sounding = ((classes[..., None] >> np.arange(12)) & 1).astype(bool)
+        return Follower(Codebook(sounding, begins, following.astype(np.int64)), self.frame_rate)
 
     # the encoder -----------------------------------------------------------------------------------------------------
 
