@@ -2,7 +2,7 @@
 
 A spectrum in which what stands still in time is kept and what is short and broad (drums) is put away; the sum of each
 pitch's harmonics in it; the cheapest course through the pitches, where a change of note and a rest have their price
-(Viterbi). Plain numpy, the same every time, some hundred times faster than the music.
+(Viterbi). The same every time; half a minute of sound takes about a second.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ LEAD_STRENGTH = 32.0
 """Taken from the logits of a lead that has another note than the melody, or none."""
 REST_STRENGTH = 8.0
 """The same of a lead that plays where the melody rests."""
-CHORD_STRENGTH, BASS_STRENGTH = 20.0, 8.0
+CHORD_STRENGTH, BASS_STRENGTH = 36.0, 12.0
 """Between a chord or bass note of what sounds in the clip and one of what does not."""
 GAIN = 0.5
 """What the best fitting chord or bass note gains by that, about, in parts of the strength."""
