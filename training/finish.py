@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.stage == "separator":
         from training import separator
 
-        separator.train(args.work, args.out, args.minutes, args.device)
+        separator.train(args.work, args.out, args.minutes, args.device, args.batch, decay=args.decay)
     elif args.stage == "melody":
         from training import adherence
 
