@@ -28,13 +28,14 @@ from demucs.htdemucs import HTDemucs  # noqa: E402
 from modules.musicgen.tiny.codec import LayeredCodec  # noqa: E402
 from training.codec.build import build  # noqa: E402
 from training.codec.layout import tokens  # noqa: E402
-from training.corpus.instruments import SAMPLE_RATE_HZ, VOCAL_PRESETS, Audio  # noqa: E402
+from training.corpus.instruments import FRAME_RATE_HZ, SAMPLE_RATE_HZ, VOCAL_PRESETS, Audio  # noqa: E402
 from training.corpus.render import STEMS, render  # noqa: E402
 from training.corpus.score import LAYERS, Score, compose  # noqa: E402
 
 log = logging.getLogger(__name__)
 RATE_HZ = 44_100
 PIECE_S = 13.0  # five segments
+FIRST_PIECE = 70_000_000  # pieces that the language model's training does not hear
 SHELF = 48  # segments to draw from
 LEARNING_RATE = 2e-3
 AVERAGED_STEPS = 100
@@ -73,7 +74,7 @@ def stems_of(seed: int, seconds: float, *, training: bool = True) -> Audio:
     program plays offline can be taken apart as well.
     """
     rng = np.random.default_rng(seed)
-    score = compose(70_000_000 + seed, seconds, training=training)
+    score = _score(seed, seconds, rng, training=training)
     stems = _as_the_codec_plays(score, seconds) if rng.random() < 1 / 3 else render(score, seconds, seed).stems
     gains = rng.uniform(0.5, 1.2, len(STEMS))
     return np.stack(
@@ -81,20 +82,41 @@ def stems_of(seed: int, seconds: float, *, training: bool = True) -> Audio:
     ).astype(np.float32)
 
 
+def _score(seed: int, seconds: float, rng: np.random.Generator, *, training: bool) -> Score:
+    """A piece; every third is one that is sung, which one of ten in the corpus is."""
+    number = FIRST_PIECE + seed
+    if rng.random() < 1 / 3:
+        others = (number + other * 1_000_000_007 for other in range(40))
+        number = next((n for n in others if _is_sung(compose(n, 0.5, training=training))), number)
+    return compose(number, seconds, training=training)
+
+
+def _is_sung(score: Score) -> bool:
+    return bool(VOCAL_PRESETS & set(score.instruments.values()))
+
+
 @torch.no_grad()
 def _as_the_codec_plays(score: Score, seconds: float) -> dict[str, Audio]:
     """The stems as the codec's four layers, each decoded alone: float32 [2, T] by name."""
     codec = _codec()
-    codes = torch.from_numpy(tokens(score)).long()[None, :, : round(seconds * 50)]
+    codes = torch.from_numpy(tokens(score)).long()[None, :, : round(seconds * FRAME_RATE_HZ)]
+    layers = codec.spread(codec.overlap(codec.decode_latent(codes)))[0].numpy()
     length = int(seconds * SAMPLE_RATE_HZ)
     stems = {name: np.zeros((2, length), np.float32) for name in STEMS}
-    for k, layer in enumerate(LAYERS):
-        alone = torch.zeros_like(codes)  # code 0 is silence
-        alone[:, k] = codes[:, k]
-        sound = codec.decode(alone)[0, 0].numpy()[:length]
+    for layer, sound in zip(LAYERS, layers, strict=True):
         sung = score.instruments.get(layer) in VOCAL_PRESETS
-        stems[layer if layer in {"drums", "bass"} else "vocals" if sung else "other"][:, : len(sound)] += sound
+        name = layer if layer in {"drums", "bass"} else "vocals" if sung else "other"
+        stems[name][:, : sound.shape[1]] += sound[:, :length]
     return stems
+
+
+def _sounding(shelf: list[Audio], stem: int, rng: np.random.Generator) -> Audio:
+    """A segment in which the stem sounds, most of the time."""
+    for _ in range(4):
+        found = shelf[rng.integers(len(shelf))]
+        if np.abs(found[stem]).max() > 1e-3:
+            break
+    return found
 
 
 class Clips(torch.utils.data.IterableDataset[Tensor]):
@@ -120,9 +142,11 @@ class Clips(torch.utils.data.IterableDataset[Tensor]):
             if len(shelf) < SHELF // 2:
                 continue
             for _ in range(int(PIECE_S / float(SEGMENT))):
-                picked = rng.integers(len(shelf), size=4) if rng.random() < 0.5 else [rng.integers(len(shelf))] * 4
+                if rng.random() < 0.5:
+                    stems = np.stack([_sounding(shelf, i, rng)[i] for i in range(len(STEMS))])
+                else:
+                    stems = shelf[rng.integers(len(shelf))]
                 flip = rng.random() < 0.5
-                stems = np.stack([shelf[p][i] for i, p in enumerate(picked)])
                 yield torch.from_numpy(np.ascontiguousarray(stems[:, ::-1] if flip else stems))
             del shelf[: max(0, len(shelf) - SHELF)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -26,13 +28,15 @@ from training.corpus.instruments import (  # noqa: E402
 from training.corpus.score import LAYERS  # noqa: E402
 
 FADE = 64
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "codebooks": len(LAYERS),
     "cardinality": CARD,
     "sample_rate_hz": SAMPLE_RATE_HZ,
     "frame_rate_hz": FRAME_RATE_HZ,
     "fade": FADE,
     "attack_frames": ATTACK_FRAMES,
+    "widths": [0.0, 0.0, 0.4, 0.3],  # drums and bass stay in the middle
+    "delays": [0, 0, 352, 544],  # 11 and 17 ms
 }
 MIX = {"drums": 0.74, "bass": 0.25, "chords": 0.42, "lead": 0.38}  # level of the layers in a mix
 

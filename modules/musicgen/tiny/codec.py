@@ -7,6 +7,7 @@ codes whose spectra add up to the given sound's, layer by layer (coordinate desc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,6 +44,9 @@ class LayeredCodec(CompressionModel):
         sample_rate_hz, frame_rate_hz: 32,000 and 50.
         fade: samples by which a frame overlaps the next.
         attack_frames: frames of a sound before its decay begins.
+        widths: how much of each layer, delayed, is added on the left and taken away on the right. Both channels
+            together are the layers as they are, so mixing down loses nothing. Without them the sound is mono.
+        delays: of each layer's width, in samples.
 
     Buffers (the weights):
         waves float16 [K, card, hop + fade]: each code's frame, already windowed for the overlap.
@@ -60,12 +64,15 @@ class LayeredCodec(CompressionModel):
         frame_rate_hz: int = 50,
         fade: int = 64,
         attack_frames: int = 3,
+        widths: Sequence[float] = (),
+        delays: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self._shape = (codebooks, cardinality)
         self._rate, self._frame_rate = sample_rate_hz, frame_rate_hz
         self.hop, self.fade, self.attack_frames = sample_rate_hz // frame_rate_hz, fade, attack_frames
         self.active = codebooks
+        self._wide = list(zip(widths, delays, strict=True))
         self.waves: Tensor
         self.sound: Tensor
         self.onset: Tensor
@@ -86,7 +93,7 @@ class LayeredCodec(CompressionModel):
 
     @property
     def channels(self) -> int:
-        return 1
+        return 2 if self._wide else 1
 
     @property
     def frame_rate(self) -> float:
@@ -120,25 +127,34 @@ class LayeredCodec(CompressionModel):
         return QuantizedResult(self.decode(codes)[..., : x.shape[-1]], codes, bits.to(x))
 
     def decode_latent(self, codes: Tensor) -> Tensor:
-        """The layers' frames, added up, before the overlap: float32 [B, hop + fade, T] for codes int64 [B, K, T]."""
-        batch, _, frames = codes.shape
-        total = torch.zeros(batch, frames, self.hop + self.fade, device=codes.device)
+        """The layers' frames before the overlap, float32 [B, K * (hop + fade), T] for codes int64 [B, K, T]."""
+        layers = []
         for k in range(min(codes.shape[1], self.active)):
             level = self._level(codes[:, k], k)
-            total += self.waves[k].float()[codes[:, k]] * level[..., None]
-        return total.transpose(1, 2)
+            layers.append(self.waves[k].float()[codes[:, k]] * level[..., None])
+        return torch.cat(layers, 2).transpose(1, 2)
 
     def decode(self, codes: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Audio float32 [B, 1, T * hop] of codes int64 [B, K, T]; `scale` is not used."""
+        """Audio float32 [B, C, T * hop] of codes int64 [B, K, T]; `scale` is not used."""
         del scale
-        return self.overlap(self.decode_latent(codes))
+        return self.spread(self.overlap(self.decode_latent(codes))).sum(1).clamp(-1, 1)
 
-    def overlap(self, frames: Tensor) -> Tensor:
-        """Overlap-add of decode_latent's frames: [B, 1, T * hop]."""
-        body, tail = frames[:, : self.hop], frames[:, self.hop :]
+    def spread(self, layers: Tensor) -> Tensor:
+        """Each layer in its place between the channels: [B, K, C, T] of [B, K, T]."""
+        if not self._wide:
+            return layers[:, :, None]
+        side = torch.zeros_like(layers)
+        for k, (width, delay) in enumerate(self._wide[: layers.shape[1]]):
+            side[:, k, delay:] = width * layers[:, k, : layers.shape[2] - delay]
+        return torch.stack([layers + side, layers - side], 2)
+
+    def overlap(self, latent: Tensor) -> Tensor:
+        """Overlap-add of decode_latent's frames: each layer's sound [B, K, T * hop]."""
+        frames = latent.reshape(latent.shape[0], -1, self.hop + self.fade, latent.shape[2])
+        body, tail = frames[:, :, : self.hop], frames[:, :, self.hop :]
         late = functional.pad(tail, (1, 0))[..., :-1]  # a frame's tail sounds over the next one's start
-        body = torch.cat([body[:, : self.fade] + late, body[:, self.fade :]], 1)
-        return body.transpose(1, 2).reshape(frames.shape[0], 1, -1).clamp(-1, 1)
+        body = torch.cat([body[:, :, : self.fade] + late, body[:, :, self.fade :]], 2)
+        return body.transpose(2, 3).flatten(2)
 
     def _level(self, codes: Tensor, k: int) -> Tensor:
         """How loud each frame is by how long its sound has lasted: [B, T] for codes [B, T]."""
