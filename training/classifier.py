@@ -183,7 +183,7 @@ def examples(seed: int, count: int, *, natural: float = NATURAL) -> Examples:
             clip = render(score, SECONDS, seed + i, effects=bool(rng.random() < 0.5)).mix.mean(0)
         else:
             with torch.no_grad():
-                clip = codec.decode(torch.from_numpy(codes).long()[None])[0, 0].numpy()
+                clip = codec.decode(torch.from_numpy(codes).long()[None])[0].mean(0).numpy()
         clear = score.shape in {"full", "no drums"}
         rows.append((*hear(clip), list(GENRES).index(score.genre), audible(score, codes), shape_of(score), clear))
     picture, description, genre, parts, shape, clear_all = zip(*rows, strict=True)

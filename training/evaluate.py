@@ -266,7 +266,7 @@ def codec_figures(codec: Any, count: int, seconds: float = 4.0) -> dict[str, Any
         for i in range(count):
             score = compose(FIRST_SEED + 900 + i, seconds, training=False)
             if name == "own":
-                sound = codec.decode(torch.from_numpy(tokens(score)).long()[None])[0, 0].numpy()[
+                sound = codec.decode(torch.from_numpy(tokens(score)).long()[None])[0].mean(0).numpy()[
                     : int(seconds * 32_000)
                 ]
             else:

@@ -19,7 +19,7 @@ STUDIO = {
     "title": "tiny (embedded sketch model)",
     "licence": "CC0-1.0",
     "sketch": True,
-    "channels": 1,
+    "channels": 2,
     "melody": True,
     "sample_rate_hz": 32000,
     "frame_rate_hz": 50.0,

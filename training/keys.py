@@ -95,7 +95,7 @@ def examples(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         if score.shape == "drums":
             continue
         with torch.no_grad():
-            clip = codec.decode(torch.from_numpy(tokens(score)[:, :500]).long()[None])[0, 0].numpy()
+            clip = codec.decode(torch.from_numpy(tokens(score)[:, :500]).long()[None])[0].mean(0).numpy()
         heard += [tones(clip), tones(clip[:half]), tones(clip[half:], opening=False)]
         keys.append(key_of(score))
     kinds = torch.arange(3).repeat(count)

@@ -107,7 +107,7 @@ def lm_config(recipe: Recipe) -> dict[str, Any]:
         "conditioners": {"description": {"model": "music_words", "music_words": {"dim": 128}}},
         "dataset": {"segment_duration": recipe.window_s},
         "sample_rate": 32000,
-        "channels": 1,
+        "channels": 2,
     }
 
 
