@@ -68,11 +68,11 @@ def test_an_extension_keeps_the_tracks_samples_and_is_heard_live_as_it_becomes(s
     assert np.array_equal(new[:, : old.shape[1]], old)
     assert more.duration_s == pytest.approx(4.0)
     assert more.parent == first.name
-    heard = np.frombuffer(live[44:], dtype="<i2").astype(np.float32) / 2**15
+    heard = (np.frombuffer(live[44:], dtype="<i2").astype(np.float32) / 2**15).reshape(-1, new.shape[0]).T
     # The bend at the seam and the limit on peaks are the track's alone.
     seam = old.shape[1]
-    assert np.abs(heard[:seam] - new[0, :seam]).max() < 1e-4
-    assert len(heard) == new.shape[1]
+    assert np.abs(heard[:, :seam] - new[:, :seam]).max() < 1e-4
+    assert heard.shape == new.shape
 
 
 def test_an_uploaded_melody_is_followed_and_named_beside_the_track(studio: Studio, tmp_path: Path) -> None:
