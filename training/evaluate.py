@@ -266,9 +266,11 @@ def codec_figures(codec: Any, count: int, seconds: float = 4.0) -> dict[str, Any
         for i in range(count):
             score = compose(FIRST_SEED + 900 + i, seconds, training=False)
             if name == "own":
-                sound = codec.decode(torch.from_numpy(tokens(score)).long()[None])[0].mean(0).numpy()[
-                    : int(seconds * 32_000)
-                ]
+                sound = (
+                    codec.decode(torch.from_numpy(tokens(score)).long()[None])[0]
+                    .mean(0)
+                    .numpy()[: int(seconds * 32_000)]
+                )
             else:
                 sound = render(score, seconds, i, effects=name == "natural").mix.mean(0)
             again = codec(torch.from_numpy(sound)[None, None]).x[0, 0].numpy()
