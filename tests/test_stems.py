@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import json
 import shutil
@@ -32,6 +33,8 @@ from tests import loopback_hub, separators
 from tests.test_hub import point_client_at
 
 ALL = separators.SOURCES
+HELD_OUT = (9_000_002, 9_000_020)
+"""Pieces of training/separator.py."""
 Samples = npt.NDArray[np.float32]
 
 
@@ -527,3 +530,30 @@ def test_a_cancelled_download_of_a_separator_goes_on_later(
     made = split(separator, song, named="htdemucs")
     assert hub.gets()[-1][1] is not None  # a range: not from the beginning
     assert audio.probe(made.paths["vocals"]).frames == audio.probe(song).frames
+
+
+# ------------------------------------------------------------------------------------- the one that comes with it
+def test_the_embedded_separator_takes_pieces_apart(tmp_path: Path) -> None:
+    """Two pieces that its training never heard: one of rendered notes, one as the embedded model plays."""
+    corpus = importlib.import_module("training.separator")
+    embedded = stems.Separator(settings.parse(["--offline", "--device", "cpu", "--threads", "1"], env={}))
+    gains: list[float] = []
+    for number in HELD_OUT:
+        parts = corpus.stems_of(number, 6.0, training=False)
+        mix = parts.sum(0)
+        source = write(tmp_path / f"{number}.wav", mix)
+        made = embedded.split(source, tmp_path, ALL, separator="tiny-stems", progress=nothing, check=nothing)
+        for name, part in zip(corpus.STEMS, parts, strict=True):
+            got, _ = read(made.paths[name])
+            assert got.shape == part.shape
+            if np.abs(part).max() > 0.01:
+                gains.append(si_sdr(got, part) - si_sdr(mix, part))
+    assert len(gains) >= 6
+    assert np.mean(gains) > 4
+    assert min(gains) > 0
+
+
+def si_sdr(estimate: Samples, target: Samples) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB."""
+    wanted = (estimate * target).sum() / (target**2).sum() * target
+    return float(10 * np.log10((wanted**2).sum() / ((estimate - wanted) ** 2).sum()))

@@ -51,7 +51,7 @@ def _tempo(genre: Genre, mode: str, bpm: float) -> float:
         modes = modes or list(genre.modes)
         if mood in {"happy", "romantic"}:
             modes = [m for m in modes if m in {"major", "mixolydian"}] or modes
-        low, high = genre.bpm
+        low, high = float(genre.bpm[0]), float(genre.bpm[1])
         middle = (low + high) / 2
         low, high = (
             (low, middle)

@@ -216,7 +216,9 @@ def gather(work: Path, count: int, first: int = 0, every: int = 1) -> Iterator[P
 
 def train(work: Path, count: int = 4000, steps: int = 3000, batch: int = 128) -> Judge:
     """Train on `count` clips, report on others, and keep the judge at work/judge.pt."""
-    patches, features, rest = Patches(), [], []
+    patches = Patches()
+    features: list[Tensor] = []
+    rest: list[tuple[Tensor, ...]] = []
     for path in gather(work, count):
         shard = Examples(**torch.load(path, weights_only=True))
         if not features:
@@ -258,7 +260,7 @@ def _loss(out: Tensor, genre: Tensor, parts: Tensor, shape: Tensor, clear: Tenso
 
 def report(judge: Judge, count: int = 400) -> dict[str, float]:
     """How often the judge is right on corpus clips, natural and decoded."""
-    result = {}
+    result: dict[str, float] = {}
     for name, natural in (("decoded", 0.0), ("natural", 1.0)):
         real = examples(60_000_000, count // 2, natural=natural)
         genre, parts, shape = judge.weigh(real.picture, real.description)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from training import lm as lm_stage
 from training.codec.build import CONFIG, build
+from training.files import save_weights, write_yaml
 
 log = logging.getLogger(__name__)
 STUDIO = {
@@ -26,26 +25,13 @@ STUDIO = {
 }
 
 
-def write_yaml(path: Path, content: dict[str, Any]) -> None:
-    from omegaconf import OmegaConf
-
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    save_file(tensors, path)
-    path.chmod(0o644)  # safetensors makes it readable to its owner alone
-
-
 def export(work: Path, out: Path) -> Path:
     """Write models/tiny from the averaged weights of the last checkpoint; the model card is kept."""
     folder = out / "tiny"
     folder.mkdir(parents=True, exist_ok=True)
     kept = torch.load(work / "lm.pt", map_location="cpu", weights_only=True)
-    weights = {name: value.half().contiguous() for name, value in kept["average"].items()}
-    _save(weights, folder / "state_dict.safetensors")
+    size = save_weights(kept["average"], folder / "state_dict.safetensors") / 1e6
     config = lm_stage.lm_config(lm_stage.Recipe(**kept["recipe"]))
-    size = sum(v.numel() for v in weights.values()) / 1e6
     trained = {
         "steps": kept["step"],
         "frames": kept["frames"],
@@ -62,11 +48,7 @@ def codec(out: Path) -> None:
     """Write the codec's half of models/tiny."""
     folder = out / "tiny"
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: (value.half() if value.dtype == torch.float32 else value).contiguous()
-        for name, value in build().state_dict().items()
-    }
-    _save(state, folder / "compression_state_dict.safetensors")
+    save_weights(build().state_dict(), folder / "compression_state_dict.safetensors")
     write_yaml(folder / "compression_config.yaml", {"compression_model": "layered_codec", "layered_codec": CONFIG})
 
 

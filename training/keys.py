@@ -87,7 +87,9 @@ class Ear(nn.Module):
 
 def examples(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """(tones, key, kind): of each of `count` pieces ten seconds (0), the first five (1) and the last five (2)."""
-    codec, heard, keys = build(), [], []
+    codec = build()
+    heard: list[np.ndarray] = []
+    keys: list[int] = []
     half = 5 * SAMPLE_RATE_HZ
     while len(keys) < count:
         score = compose(seed, 10, training=False)

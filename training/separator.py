@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 import soxr
 import torch
 import torch.utils.data
-from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.musicgen import compat
@@ -31,6 +30,7 @@ from training.codec.layout import tokens  # noqa: E402
 from training.corpus.instruments import FRAME_RATE_HZ, SAMPLE_RATE_HZ, VOCAL_PRESETS, Audio  # noqa: E402
 from training.corpus.render import STEMS, render  # noqa: E402
 from training.corpus.score import LAYERS, Score, compose  # noqa: E402
+from training.files import save_weights, write_yaml  # noqa: E402
 
 log = logging.getLogger(__name__)
 RATE_HZ = 44_100
@@ -187,26 +187,18 @@ def gain_db(net: HTDemucs, clips: int = 50) -> dict[str, float]:
     return {**found, "mean": round(float(np.mean(list(found.values()))), 2)}
 
 
-def export(net: HTDemucs, out: Path) -> None:
-    """Write the folder that demucs.hf reads: <name>.yaml and <signature>.safetensors."""
+def export(weights: Mapping[str, Tensor], out: Path, trained: dict[str, float]) -> None:
+    """Write the folder that demucs.hf reads, <name>.yaml and <signature>.safetensors; the model card is kept."""
     folder = out / "tiny-stems"
     folder.mkdir(parents=True, exist_ok=True)
-    kwargs = {
-        **KWARGS,
-        "segment": {"_type": "fraction", "numerator": SEGMENT.numerator, "denominator": SEGMENT.denominator},
-    }
-    metadata = {"klass": "demucs.htdemucs.HTDemucs", "args": json.dumps(ARGS), "kwargs": json.dumps(kwargs)}
-    save_file(
-        {k: v.half().contiguous() for k, v in net.state_dict().items()}, folder / f"{SIGNATURE}.safetensors", metadata
+    segment = {"_type": "fraction", "numerator": SEGMENT.numerator, "denominator": SEGMENT.denominator}
+    kwargs = json.dumps({**KWARGS, "segment": segment})
+    metadata = {"klass": "demucs.htdemucs.HTDemucs", "args": json.dumps(ARGS), "kwargs": kwargs}
+    save_weights(weights, folder / f"{SIGNATURE}.safetensors", metadata)
+    studio = {"title": "tiny-stems (embedded sketch separator)", "licence": "CC0-1.0", "sketch": True}
+    write_yaml(
+        folder / "tiny-stems.yaml", {"models": [SIGNATURE], "segment": None, "studio": studio, "trained": trained}
     )
-    from omegaconf import OmegaConf
-
-    about = {
-        "models": [SIGNATURE],
-        "segment": None,
-        "studio": {"title": "tiny-stems (embedded sketch separator)", "licence": "CC0-1.0", "sketch": True},
-    }
-    (folder / "tiny-stems.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(about)), encoding="utf-8")
 
 
 def loss_of(estimate: Tensor, target: Tensor) -> Tensor:
@@ -281,4 +273,9 @@ def train(work: Path, out: Path, minutes: float, device: str, batch: int = 0, *,
     gains = gain_db(averaged)
     log.info("separator: SI-SDR gain in dB %s", gains)
     if gains["mean"] > 0:
-        export(averaged, out)
+        trained = {
+            "steps": step,
+            "training_minutes": round((before + minutes * 60) / 60),
+            "si_sdr_gain_db": gains["mean"],
+        }
+        export(average, out, trained)
