@@ -103,7 +103,7 @@ def tell(broadcast: Any) -> None:
     from modules.contract import Job
 
     for rev in range(1, 1_000_000):
-        broadcast.job(Job.model_validate({**JOB, "rev": rev, "note": f"@{time.monotonic_ns()}@"}))
+        broadcast.job(Job.model_validate({**JOB, "rev": rev, "unknown_words": [f"@{time.monotonic_ns()}@"]}))
         time.sleep(0.2)
 
 

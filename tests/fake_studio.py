@@ -169,7 +169,7 @@ class FakeStudio:
         job = self.job(job_id)
         if job.status == "done":
             raise Conflict("the job is done already", field="id")
-        return self.change_job(job_id, status="cancelled", phase="finished", note="kept" if keep else "")
+        return self.change_job(job_id, status="cancelled", phase="finished", unknown_words=["kept"] if keep else [])
 
     def live_audio(self, job_id: str) -> Iterator[bytes]:
         self.job(job_id)

@@ -124,7 +124,7 @@ def test_cancelling_is_acknowledged_and_may_keep_what_was_heard(live: Live) -> N
     job = live.studio.submit(JOB)
     with Page(live) as page:
         answer = page.client.call("cancel", {"id": job.id, "keep": True}, timeout=5)
-        assert (answer["job"]["status"], answer["job"]["note"]) == ("cancelled", "kept")
+        assert (answer["job"]["status"], answer["job"]["unknown_words"]) == ("cancelled", ["kept"])
 
 
 @pytest.mark.parametrize(
@@ -472,7 +472,7 @@ def test_a_client_that_never_reads_is_let_go_and_the_others_are_told_in_time(
         stuck.frame(b"40")
         page.wait("hello")
         for _ in range(40):
-            last = live.studio.change_job(job.id, status="running", note="n" * 200_000)
+            last = live.studio.change_job(job.id, status="running", unknown_words=["n" * 200_000])
             page.wait("job", partial(at_least, last.rev), within_s=5)
         assert until(lambda: live.server.connections == 1)
 

@@ -337,7 +337,7 @@ def test_two_hundred_pages_are_told_and_cost_little_memory(live: Live) -> None:
             client.sendall(b"\x81\x82\0\0\0\0" + b"40")
         assert heard(clients, b'"hello"', 30) == 200
         started = time.monotonic()
-        live.studio.change_job(job.id, status="running", note="everybody")
+        live.studio.change_job(job.id, status="running", unknown_words=["everybody"])
         assert heard(clients, b"everybody", 10) == 200
         assert time.monotonic() - started < 1.0 * crowding()
         assert live.ask("GET", "/api/health").status == 200

@@ -165,10 +165,10 @@ def test_a_full_queue_answers_429_and_says_when_to_come_back(settings: Settings)
 
 
 def test_a_job_is_cancelled_with_and_without_keeping_what_was_heard(live: Live) -> None:
-    for client_id, ask, note in (("a", {"json_": {"keep": True}}, "kept"), ("b", {}, ""), ("c", {"json_": {}}, "")):
+    for client_id, ask, kept in (("a", {"json_": {"keep": True}}, ["kept"]), ("b", {}, []), ("c", {"json_": {}}, [])):
         job = live.ask("POST", "/api/jobs", json_={**JOB, "client_id": client_id}).json["job"]
         cancelled = live.ask("DELETE", f"/api/jobs/{job['id']}", **ask).json["job"]
-        assert (cancelled["status"], cancelled["note"]) == ("cancelled", note)
+        assert (cancelled["status"], cancelled["unknown_words"]) == ("cancelled", kept)
         assert cancelled["rev"] > job["rev"]
     assert failure_of(live.ask("DELETE", "/api/jobs/none"))[:2] == (404, "not_found")
     assert failure_of(live.ask("DELETE", "/api/jobs/none", json_={"keep": "yes"})) == (400, "invalid_parameter", "keep")
