@@ -336,6 +336,8 @@ function presetRow(app, view) {
 /** @param {App} app */
 async function savePreset({ store, words, tell }) {
   const { t } = words;
+  // As they were when Save was pressed: what is changed while the answer is on its way is not part of it.
+  const { values } = store.state;
   const name = el('input', { class: 'text', attrs: { type: 'text', maxlength: 40, id: 'preset-name', autocomplete: 'off' } });
   const save = button({ label: t('action.save'), kind: 'primary', press: () => shown.dialog.close('save') });
   name.addEventListener('keydown', (event) => {
@@ -362,6 +364,6 @@ async function savePreset({ store, words, tell }) {
     });
     if (answer !== 'yes') return;
   }
-  store.dispatch({ type: 'presets', presets: model.savePreset(store.state.presets, name.value, store.state.values) });
+  store.dispatch({ type: 'presets', presets: model.savePreset(store.state.presets, name.value, values) });
   tell(t('preset.saved', { name: name.value.trim() }));
 }
