@@ -182,6 +182,22 @@ def test_what_does_not_fit_the_memory_is_said_with_what_would_and_is_one_press_a
     expect(page.locator(".trouble").last).to_contain_text("Close other programs")
 
 
+def test_a_number_that_is_being_typed_stays_while_other_settings_change(page: Page) -> None:
+    page.locator("#settings-toggle").click()
+    box = page.get_by_label("Duration, s, exact value")
+    box.click()
+    box.fill("42")
+    page.evaluate("""() => {
+      const slider = document.querySelector('#set-temperature');
+      slider.value = '1.5';
+      slider.dispatchEvent(new Event('input'));
+    }""")
+    expect(page.get_by_label("Temperature, exact value")).to_have_value("1.5")
+    expect(box).to_have_value("42")
+    box.press("Enter")
+    expect(page.locator("#set-duration")).to_have_value("42")
+
+
 def test_a_preset_is_saved_found_again_and_deleted(page: Page) -> None:
     page.locator("#settings-toggle").click()
     page.get_by_label("Duration, s, exact value").fill("42")

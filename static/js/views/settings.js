@@ -103,22 +103,23 @@ function sliderField(parameter, app, view) {
   slider.addEventListener('input', () => take(slider.value));
   box.addEventListener('change', () => {
     take(box.value);
-    show();
+    show(false);
   });
   const reset = () => set(app, name, parameter.default);
   for (const part of [slider, label]) part.addEventListener('dblclick', reset);
   slider.title = words.t('settings.reset', { value: String(parameter.default) });
   const made = el('div', { class: 'field' }, el('div', { class: 'field-head' }, label, box), slider, hint);
-  const show = () => {
+  /** What is being typed stays, whatever else changes meanwhile. @param {boolean} [typing] */
+  const show = (typing = document.activeElement === box) => {
     const value = Number(store.state.values[name]);
     slider.value = String(value);
-    box.value = String(value);
+    if (!typing) box.value = String(value);
     const share = (value - Number(minimum)) / (Number(maximum) - Number(minimum));
     slider.style.setProperty('--share', `${share * 100}%`);
     if (name === 'top_k') showTopK(made, [slider, box], hint, app);
   };
   show();
-  view.add(store.watch((state) => state.values, show));
+  view.add(store.watch((state) => state.values, () => show()));
   return made;
 }
 
