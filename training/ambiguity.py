@@ -12,7 +12,7 @@ import numpy as np
 
 from training.corpus.genres import BASS_FIGURES, CHORD_FIGURES, GENRES, Genre, Rows
 from training.corpus.instruments import CHORD_PRESETS, LEAD_PRESETS
-from training.corpus.score import STEPS, Score, _hit_at, compose, step_frames
+from training.corpus.score import STEPS, Score, bpm_in, compose, hit_at, modes_in, step_frames
 
 _CELLS = {
     (0, 4, 6, 8, 12): "melody", (0, 2, 4, 8, 14): "melody", (0, 4, 6, 10, 12): "riff", (0, 6, 8, 14): "riff",
@@ -39,7 +39,7 @@ def _bar(score: Score, layer: str) -> dict[int, str]:
 
 
 def _rows(rows: Rows) -> dict[int, str]:
-    ticks = {s: _hit_at(rows, s) for s in range(STEPS)}
+    ticks = {s: hit_at(rows, s) for s in range(STEPS)}
     return {s: hit for s, hit in ticks.items() if hit or s % 2 == 0}
 
 
@@ -47,19 +47,7 @@ def _tempo(genre: Genre, mode: str, bpm: float) -> float:
     """Odds of the mode and of a tempo this near, over the genre's moods."""
     total = 0.0
     for mood in genre.moods:
-        modes = [m for m in genre.modes if mood not in {"dark", "sad", "aggressive"} or m in {"minor", "dorian"}]
-        modes = modes or list(genre.modes)
-        if mood in {"happy", "romantic"}:
-            modes = [m for m in modes if m in {"major", "mixolydian"}] or modes
-        low, high = float(genre.bpm[0]), float(genre.bpm[1])
-        middle = (low + high) / 2
-        low, high = (
-            (low, middle)
-            if mood in {"calm", "sad", "relaxed"}
-            else (middle, high)
-            if mood in {"energetic", "aggressive"}
-            else (low, high)
-        )
+        modes, (low, high) = modes_in(genre, mood), bpm_in(genre, mood)
         near = 0.8 * (low - 2 <= bpm <= high + 2) / (high - low) + 0.2 / 116
         total += modes.count(mode) / len(modes) * near / len(genre.moods)
     return total

@@ -92,22 +92,27 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _plan(rng: np.random.Generator, name: str, genre: Genre, *, training: bool) -> Score:
-    mood = _pick(rng, genre.moods)
-    modes = [m for m in genre.modes if (mood not in {"dark", "sad", "aggressive"} or m in {"minor", "dorian"})] or list(
-        genre.modes
-    )
+def modes_in(genre: Genre, mood: str) -> list[str]:
+    """The modes that a genre has in a mood."""
+    modes = [m for m in genre.modes if mood not in {"dark", "sad", "aggressive"} or m in {"minor", "dorian"}]
+    modes = modes or list(genre.modes)
     if mood in {"happy", "romantic"}:
         modes = [m for m in modes if m in {"major", "mixolydian"}] or modes
+    return modes
+
+
+def bpm_in(genre: Genre, mood: str) -> tuple[float, float]:
+    """The tempi that a genre has in a mood: its slower half where that is calm, its faster half where it is lively."""
     low, high = float(genre.bpm[0]), float(genre.bpm[1])
     middle = (low + high) / 2
-    low, high = (
-        (low, middle)
-        if mood in {"calm", "sad", "relaxed"}
-        else (middle, high)
-        if mood in {"energetic", "aggressive"}
-        else (low, high)
-    )
+    if mood in {"calm", "sad", "relaxed"}:
+        return low, middle
+    return (middle, high) if mood in {"energetic", "aggressive"} else (low, high)
+
+
+def _plan(rng: np.random.Generator, name: str, genre: Genre, *, training: bool) -> Score:
+    mood = _pick(rng, genre.moods)
+    modes, (low, high) = modes_in(genre, mood), bpm_in(genre, mood)
     if rng.random() < 0.2:  # a person may ask for any tempo
         low, high = 60, 176
     while True:
@@ -154,7 +159,7 @@ def _choose_layers(rng: np.random.Generator, score: Score) -> None:
     score.instruments = have
 
 
-def _hit_at(rows: dict[str, str], step: int) -> str:
+def hit_at(rows: dict[str, str], step: int) -> str:
     sounds = "".join(sorted(k for k, row in rows.items() if row[step] == "x"))
     hit = _COMBINED.get(sounds, sounds)
     return hit if hit in HITS else sounds[0]
@@ -166,7 +171,7 @@ def _drum_notes(rng: np.random.Generator, rows: dict[str, str], at: np.ndarray, 
     crash, fills = rng.random() < 0.4, rng.random() < 0.6
     fill = [(12, "s"), (13, "t"), (14, "t")] if rng.random() < 0.5 else [(12, "t"), (14, "s")]
     for bar in range(bars):
-        ticks = {s: _hit_at(rows, s) for s in range(STEPS)}
+        ticks = {s: hit_at(rows, s) for s in range(STEPS)}
         if fills and bar % 4 == 3:
             ticks |= dict(fill)
         if crash and bar % 8 == 0 and "k" in ticks[0]:

@@ -187,7 +187,7 @@ export async function askSplit(app, track) {
  * @param {readonly import('../contract.js').SeparatorInfo[]} found
  * @param {string} chosen
  */
-export function separatorFor(found, chosen) {
+function separatorFor(found, chosen) {
   if (chosen !== 'auto') return found.find((info) => info.id === chosen);
   const here = found.filter((info) => info.state === 'ready');
   return here.find((info) => !info.sketch) ?? here[0];
