@@ -1,6 +1,6 @@
 /**
- * Plays stems together: one clock, one start. Pieces of all stems are laid on the context's clock at the same frame,
- * and a piece of one stem is never scheduled before that piece of every stem is there, so they cannot drift apart.
+ * Plays stems together: one clock, one start. A piece of the music is laid on the context's clock when it is there for
+ * every stem, as one node that sounds them all, so they cannot drift apart.
  */
 
 import { nextPiece, positionAt } from '../audio/schedule.js';
@@ -11,10 +11,11 @@ import { StemSource } from './source.js';
  * @typedef {import('../audio/schedule.js').Piece} Piece
  * @typedef {import('../audio/schedule.js').Span} Span
  * @typedef {import('./law.js').Strips} Strips
+ * @typedef {import('./source.js').Stereo} Stereo
  * @typedef {import('./wav.js').Layout} Layout
  *
  * @typedef {object} Run one stretch of playing, from a start to a pause or a seek
- * @property {Map<string, GainNode>} fades
+ * @property {GainNode} fade all channels of all stems
  * @property {Set<AudioBufferSourceNode>} nodes
  * @property {Piece[]} pieces in order of time
  * @property {number} next frame of the music that is laid down next
@@ -55,7 +56,8 @@ export class MixEngine extends EventTarget {
     this.rest = 0;
     /** @type {Run | null} */
     this.run = null;
-    this.pumping = false;
+    /** @type {Promise<void> | null} */
+    this.pumping = null;
     this.timer = 0;
     this.ending = new AbortController();
   }
@@ -160,15 +162,10 @@ export class MixEngine extends EventTarget {
   }
 
   begin() {
-    const fades = new Map([...this.graph.channels].map(([name, { input }]) => [name, this.fadeInto(input)]));
-    this.run = { fades, nodes: new Set(), pieces: [], next: this.rest, clock: -1 };
-  }
-
-  /** @param {AudioNode} input */
-  fadeInto(input) {
     const fade = this.context.createGain();
-    fade.connect(input);
-    return fade;
+    fade.channelInterpretation = 'discrete';
+    fade.connect(this.graph.input);
+    this.run = { fade, nodes: new Set(), pieces: [], next: this.rest, clock: -1 };
   }
 
   /** The old stretch fades while the new one is laid down: no click at a seek. */
@@ -177,22 +174,25 @@ export class MixEngine extends EventTarget {
     this.run = null;
     if (!old) return;
     const { currentTime } = this.context;
-    for (const fade of old.fades.values()) fade.gain.setTargetAtTime(0, currentTime, RAMP_S / 2);
+    old.fade.gain.setTargetAtTime(0, currentTime, RAMP_S / 2);
     for (const node of old.nodes) node.stop(currentTime + 4 * RAMP_S);
-    if (old.nodes.size === 0) for (const fade of old.fades.values()) fade.disconnect();
+    if (old.nodes.size === 0) old.fade.disconnect();
   }
 
   // ------------------------------------------------------------------------------------------- scheduling
-  /** Lay down what must sound soon. Called by the clock; one at a time. */
-  async pump() {
-    if (this.pumping) return;
-    this.pumping = true;
+  /** Lay down what must sound soon. Called by the clock; one at a time. @returns {Promise<void>} when that is done */
+  pump() {
+    this.pumping ??= this.fill().finally(() => {
+      this.pumping = null;
+    });
+    return this.pumping;
+  }
+
+  async fill() {
     try {
       while (this.playing && this.run && (await this.step(this.run)));
     } catch (problem) {
       if (!this.ending.signal.aborted) this.fail(problem);
-    } finally {
-      this.pumping = false;
     }
   }
 
@@ -213,7 +213,7 @@ export class MixEngine extends EventTarget {
     if (run !== this.run || !this.playing) return true; // another run began meanwhile: its turn
     this.wait(false);
     if (run.clock < this.now) this.startLate(run);
-    for (const [name, samples] of stems) this.lay(run, name, samples, piece);
+    this.lay(run, stems, piece);
     run.pieces = [...run.pieces.filter((one) => one.at + one.frames > this.now), { at: run.clock, ...piece }];
     run.clock += piece.frames;
     run.next = piece.next;
@@ -224,43 +224,40 @@ export class MixEngine extends EventTarget {
   /**
    * @param {number} index
    * @param {Run} run
-   * @returns {Promise<[string, import('./source.js').Stereo][]>}
+   * @returns {Promise<Map<string, Stereo>>}
    */
   async fetched(index, run) {
-    const all = [...this.sources].map(async ([name, source]) => /** @type {[string, import('./source.js').Stereo]} */ ([name, await source.piece(index, this.ending.signal)]));
+    const all = [...this.sources].map(async ([name, source]) => /** @type {const} */ ([name, await source.piece(index, this.ending.signal)]));
     const late = setTimeout(() => this.wait(run === this.run && this.playing && run.clock < this.now), 250);
     try {
-      return await Promise.all(all);
+      return new Map(await Promise.all(all));
     } finally {
       clearTimeout(late);
     }
   }
 
-  /** The first piece, or one that came too late: all stems start here, together, faded in. @param {Run} run */
+  /** The first piece, or one that came too late: it starts here, faded in. @param {Run} run */
   startLate(run) {
     run.clock = Math.ceil(this.now + LEAD_S * this.rate);
     const at = run.clock / this.rate;
-    for (const { gain } of run.fades.values()) {
-      gain.setValueAtTime(0, 0);
-      gain.setValueAtTime(0, at);
-      gain.linearRampToValueAtTime(1, at + RAMP_S);
-    }
+    const { gain } = run.fade;
+    gain.setValueAtTime(0, 0);
+    gain.setValueAtTime(0, at);
+    gain.linearRampToValueAtTime(1, at + RAMP_S);
   }
 
   /**
    * @param {Run} run
-   * @param {string} name
-   * @param {import('./source.js').Stereo} samples
+   * @param {ReadonlyMap<string, Stereo>} stems
    * @param {{from: number, frames: number}} piece
    */
-  lay(run, name, samples, piece) {
-    const fade = /** @type {GainNode} */ (run.fades.get(name));
-    const node = this.graph.sound(fade, samples, piece.from % this.pieceFrames, piece.frames, run.clock);
+  lay(run, stems, piece) {
+    const node = this.graph.sound(run.fade, stems, piece.from % this.pieceFrames, piece.frames, run.clock);
     run.nodes.add(node);
     node.onended = () => {
       node.disconnect();
       run.nodes.delete(node);
-      if (run !== this.run && run.nodes.size === 0) for (const one of run.fades.values()) one.disconnect();
+      if (run !== this.run && run.nodes.size === 0) run.fade.disconnect();
     };
   }
 

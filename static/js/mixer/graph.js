@@ -1,5 +1,6 @@
 /**
- * The nodes of a mix, the same for listening and for rendering: each stem through its gain and pan into one bus.
+ * The nodes of a mix, the same for listening and for rendering: each stem through its gain and pan into one bus. A
+ * stretch of music is one node with the channels of every stem: however late it is started, all of them start at once.
  */
 
 import { NEUTRAL, heardGain } from './law.js';
@@ -7,7 +8,7 @@ import { NEUTRAL, heardGain } from './law.js';
 /**
  * @typedef {import('./law.js').Strips} Strips
  * @typedef {import('./source.js').Stereo} Stereo
- * @typedef {{input: GainNode, pan: StereoPannerNode}} Channel
+ * @typedef {{gain: GainNode, pan: StereoPannerNode}} Channel
  */
 
 /** Time constant of every change that is heard: three of them pass before the ear could hear a click. */
@@ -22,16 +23,21 @@ export class Graph {
     this.context = context;
     this.bus = context.createGain();
     this.bus.connect(context.destination);
+    /** Takes the stems' channels, two each in the order of the names. */
+    this.input = context.createChannelSplitter(2 * names.length);
     /** @type {Map<string, Channel>} */
-    this.channels = new Map(names.map((name) => [name, this.channel()]));
+    this.channels = new Map(names.map((name, index) => [name, this.channel(index)]));
   }
 
-  /** @returns {Channel} */
-  channel() {
-    const input = this.context.createGain();
+  /** @param {number} index of the stem @returns {Channel} */
+  channel(index) {
+    const sides = this.context.createChannelMerger(2);
+    this.input.connect(sides, 2 * index, 0);
+    this.input.connect(sides, 2 * index + 1, 1);
+    const gain = this.context.createGain();
     const pan = this.context.createStereoPanner();
-    input.connect(pan).connect(this.bus);
-    return { input, pan };
+    sides.connect(gain).connect(pan).connect(this.bus);
+    return { gain, pan };
   }
 
   /**
@@ -39,8 +45,8 @@ export class Graph {
    * @param {{ramp: boolean}} how at once before anything sounds, ramped while it does
    */
   set(strips, { ramp }) {
-    for (const [name, { input, pan }] of this.channels) {
-      this.move(input.gain, heardGain(strips, name), ramp);
+    for (const [name, { gain, pan }] of this.channels) {
+      this.move(gain.gain, heardGain(strips, name), ramp);
       this.move(pan.pan, (strips[name] ?? NEUTRAL).pan, ramp);
     }
   }
@@ -52,17 +58,19 @@ export class Graph {
   }
 
   /**
-   * Sound a stretch of a stem, to the frame: its samples go into a buffer of exactly that length.
-   * @param {AudioNode} into
-   * @param {Stereo} samples
-   * @param {number} from first frame of `samples`
+   * Sound a stretch of all stems, to the frame: their samples go into one buffer of exactly that length.
+   * @param {AudioNode} into the graph's input, or what leads to it
+   * @param {ReadonlyMap<string, Stereo>} stems
+   * @param {number} from first frame of each stem's samples
    * @param {number} frames
    * @param {number} at frame of the context's clock
    * @returns {AudioBufferSourceNode}
    */
-  sound(into, samples, from, frames, at) {
-    const buffer = this.context.createBuffer(2, frames, this.context.sampleRate);
-    samples.forEach((side, index) => buffer.copyToChannel(side.subarray(from, from + frames), index));
+  sound(into, stems, from, frames, at) {
+    const buffer = this.context.createBuffer(2 * this.channels.size, frames, this.context.sampleRate);
+    [...this.channels.keys()].forEach((name, index) => {
+      stems.get(name)?.forEach((side, which) => buffer.copyToChannel(side.subarray(from, from + frames), 2 * index + which));
+    });
     const node = this.context.createBufferSource();
     node.buffer = buffer;
     node.connect(into);
@@ -71,8 +79,9 @@ export class Graph {
   }
 
   dispose() {
-    for (const { input, pan } of this.channels.values()) {
-      input.disconnect();
+    this.input.disconnect();
+    for (const { gain, pan } of this.channels.values()) {
+      gain.disconnect();
       pan.disconnect();
     }
     this.bus.disconnect();

@@ -58,15 +58,13 @@ export async function render({ sources, layout, strips, span, format, signal, pr
  */
 async function renderPiece(heard, layout, strips, from, frames, signal) {
   const context = new OfflineAudioContext(2, frames, layout.sampleRateHz);
+  if (heard.length === 0) return context.startRendering(); // silence
   const graph = new Graph(context, heard.map(([name]) => name));
   graph.set(strips, { ramp: false });
   const piece = StemSource.pieceFrames(layout);
   const index = Math.floor(from / piece);
   const stems = await Promise.all(heard.map(async ([name, source]) => /** @type {const} */ ([name, await source.piece(index, signal)])));
-  for (const [name, samples] of stems) {
-    const channel = graph.channels.get(name);
-    if (channel) graph.sound(channel.input, samples, from % piece, frames, 0);
-  }
+  graph.sound(graph.input, new Map(stems), from % piece, frames, 0);
   return context.startRendering();
 }
 
