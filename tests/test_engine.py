@@ -264,6 +264,7 @@ class Steered:
         self._bias = bias
         following = np.zeros(shape, np.int64) if following is None else following
         self.course = Course(following, np.full(shape, held, np.float32))
+        self.sounding = np.zeros(12, np.float32)
 
     def bias(self, start: int, stop: int) -> np.ndarray:
         return np.stack([self._bias(frame) for frame in range(start, stop)]).astype(np.float32)
@@ -479,3 +480,28 @@ def test_captured_steps_on_a_card_give_the_tokens_of_steps_launched_one_by_one(m
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda.DeviceCursor, "_capture", lambda cursor, _: setattr(cursor, "_capturing", False))
         assert (device_engine(models["mono"], "cuda", "bfloat16").generate(spec, Listener()) == captured).all()
+
+
+# ------------------------------------------------------------------------------------------------ completing
+def test_a_text_is_completed_by_what_the_music_goes_on_from(
+    any_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The completed text is what conditions, and it is told by the context that is given and by what is followed."""
+    context, told = some_codes(20), []
+
+    def complete(text: str, codes: Codes, steered: Any) -> str:
+        told.append((text, codes.copy(), steered))
+        return "another text altogether"
+
+    plain = replace(SPEC, duration_s=0.6, prompt_codes=context)
+    asked = replace(plain, prompt="another text altogether")
+    usual, wanted = any_engine.generate(plain, Listener()), any_engine.generate(asked, Listener())
+    monkeypatch.setattr(any_engine, "facts", replace(any_engine.facts, complete=complete))  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(any_engine.generate(plain, Listener()), wanted)
+    assert (usual != wanted).any()
+    steering = Steered(lambda _: np.zeros((4, decoders.CARD)))
+    steer(monkeypatch, any_engine, steering, replace(plain, prompt_codes=None))
+    (text, codes, steered), (_, none, followed) = told
+    assert text == SPEC.prompt
+    np.testing.assert_array_equal(codes, context)
+    assert (steered, none.shape[1], followed) == (None, 0, steering)

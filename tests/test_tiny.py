@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from modules.musicgen.catalog import Catalog
 from modules.musicgen.engine import Engine, GenerationSpec, ModelFacts
 from modules.musicgen.melody import hear
 from modules.musicgen.tiny import load_tiny, understand, unknown_words
-from modules.musicgen.tiny.words import ATTRIBUTES, MAX_CHARS
+from modules.musicgen.tiny.tonality import MAJOR, with_key
+from modules.musicgen.tiny.words import ATTRIBUTES, MAX_CHARS, MODES, NOTE_NAMES
 from tests.decoders import Listener
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -399,3 +401,66 @@ def test_stereo_is_wide_balanced_and_lost_without_a_trace_when_it_is_mixed_down(
     drums = torch.from_numpy(codes).clone()
     drums[:, 1:] = 0
     assert torch.equal(*codec.decode(drums).unbind(1))
+
+
+# --- the key ---------------------------------------------------------------------------------------------------------
+
+
+SILENT = np.zeros(12, np.float32)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["jazz in C minor", "ля минор, джаз", "drums only", "только барабаны", "808 drums only"]
+)
+def test_a_prompt_with_a_key_or_without_notes_stays_as_it_is(prompt: str) -> None:
+    assert with_key(prompt, SILENT) == prompt
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "techno", "sad waltz", "no drums, no bass", "qwerty " * 2000])
+def test_a_prompt_without_a_key_is_given_one_and_keeps_its_words(prompt: str) -> None:
+    said = understand(with_key(prompt, SILENT))
+    assert {a.partition(":")[0] for a in said.attributes} >= {"root", "mode", "scale"}
+    assert set(understand(prompt).attributes) <= set(said.attributes)
+    assert said.unknown == understand(prompt).unknown
+
+
+def test_the_key_goes_by_what_the_words_say() -> None:
+    assert with_key("грустное техно", SILENT).partition(",")[0] == with_key("sad techno", SILENT).partition(",")[0]
+    moods = {word: with_key(f"{word} classical", SILENT) for word in ("happy", "sad")}
+    assert "major" in moods["happy"]
+    assert "minor" in moods["sad"]
+    assert "minor, minor waltz" in with_key("minor waltz", SILENT)
+    keys = {with_key(f"techno, {bpm} bpm", SILENT).partition(",")[0] for bpm in range(100, 160)}
+    assert len(keys) > 12, "all roots come up"
+
+
+@pytest.mark.parametrize(("root", "mode"), [(9, "minor"), (2, "dorian"), (7, "mixolydian"), (1, "major")])
+def test_the_key_is_that_of_the_music_before(root: int, mode: str) -> None:
+    scale = (root - MODES[mode]) % 12
+    notes = np.zeros(12, np.float32)
+    notes[[(scale + step) % 12 for step in (0, 2, 4, 5, 7, 9, 11)]] = 10
+    notes[root] = 25
+    assert with_key(mode, notes) == f"{NOTE_NAMES[root]} {mode}, {mode}"
+
+
+@pytest.mark.slow
+def test_music_asked_for_without_a_key_stays_in_one(
+    models: tuple[Any, Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Second half of ten seconds inside the key of the first, over some genres, and clearly more than without."""
+    classes = (models[1].classes.numpy()[..., None] >> np.arange(12)) & 1
+
+    def share(complete: Any) -> float:
+        monkeypatch.setattr(engine, "facts", replace(engine.facts, complete=complete))  # type: ignore[attr-defined]
+        kept = []
+        for prompt in ("jazz", "rock", "классика"):
+            codes = engine.generate(GenerationSpec(prompt=prompt, duration_s=8.0, seeds=(3,)), Listener())[0]
+            halves = [sum(classes[k][half[k]].sum(0) for k in (1, 2, 3)) for half in np.array_split(codes, 2, axis=1)]
+            keys = [[(key + step) % 12 for step in MAJOR] for key in range(12)]
+            best = max(keys, key=lambda key: halves[0][key].sum())
+            kept.append(halves[1][best].sum() / max(1, halves[1].sum()))
+        return float(np.mean(kept))
+
+    held, free = share(models[1].follower().complete), share(None)
+    assert held > 0.93, (held, free)
+    assert held > free, (held, free)

@@ -10,9 +10,10 @@ import collections
 
 import numpy as np
 
-from training.corpus.genres import BASS_FIGURES, CHORD_FIGURES, GENRES, Genre, Rows
+from modules.musicgen.tiny.words import modes_in
+from training.corpus.genres import BASS_FIGURES, CHORD_FIGURES, GENRES, Rows
 from training.corpus.instruments import CHORD_PRESETS, LEAD_PRESETS
-from training.corpus.score import STEPS, Score, bpm_in, compose, hit_at, modes_in, step_frames
+from training.corpus.score import STEPS, Score, bpm_in, compose, hit_at, step_frames
 
 _CELLS = {
     (0, 4, 6, 8, 12): "melody", (0, 2, 4, 8, 14): "melody", (0, 4, 6, 10, 12): "riff", (0, 6, 8, 14): "riff",
@@ -43,11 +44,11 @@ def _rows(rows: Rows) -> dict[int, str]:
     return {s: hit for s, hit in ticks.items() if hit or s % 2 == 0}
 
 
-def _tempo(genre: Genre, mode: str, bpm: float) -> float:
+def _tempo(name: str, mode: str, bpm: float) -> float:
     """Odds of the mode and of a tempo this near, over the genre's moods."""
-    total = 0.0
+    genre, total = GENRES[name], 0.0
     for mood in genre.moods:
-        modes, (low, high) = modes_in(genre, mood), bpm_in(genre, mood)
+        modes, (low, high) = modes_in(name, mood), bpm_in(genre, mood)
         near = 0.8 * (low - 2 <= bpm <= high + 2) / (high - low) + 0.2 / 116
         total += modes.count(mode) / len(modes) * near / len(genre.moods)
     return total
@@ -63,7 +64,7 @@ def odds(score: Score) -> dict[str, float]:
     style = _CELLS.get(tuple(sorted(lead)), "")
     result = {}
     for name, genre in GENRES.items():
-        p = _tempo(genre, score.mode, score.bpm)
+        p = _tempo(name, score.mode, score.bpm)
         have = score.instruments
         if score.kit:
             p *= _share(genre.kits, score.kit) * sum(_rows(r) == drums for r in genre.drums) / max(1, len(genre.drums))

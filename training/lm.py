@@ -36,7 +36,7 @@ LMModel: TypeAlias = Any
 
 log = logging.getLogger(__name__)
 AVERAGE_EVERY = 5
-GUIDANCE = ((1.0, 2.0, 3.0), None, True, (0.1, 0.2, 0.7))  # cfg_coef of guided training: what people sample with
+GUIDANCE = ((1.0, 2.0, 3.0), None, True, (0.05, 0.1, 0.85))  # cfg_coef of guided training: what people sample with
 EASY_SHARE = 0.25  # of the frames whose code merely follows, this many enter the loss
 
 

@@ -7,7 +7,7 @@ Codes are numpy int64 [K, T]: K codebooks, T frames, 50 frames a second for Musi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
@@ -86,6 +86,10 @@ class Steering(Protocol):
     @property
     def course(self) -> Course: ...
 
+    @property
+    def sounding(self) -> Floats:
+        """float32 [12], how much each pitch class sounds in what is followed."""
+
     def bias(self, start: int, stop: int) -> Floats:
         """float32 [stop - start, K, card] to add to the logits of the new frames from `start` to `stop`, counted from
         the generation's first new frame; -inf forbids a code. The same for every take."""
@@ -132,6 +136,8 @@ class ModelFacts:
     """The model has a condition for a melody."""
     follow: Callable[[Clip], Steering] | None = field(default=None, compare=False)
     """What steers the sampling of a model without one, when its codes say which notes they are."""
+    complete: Callable[[str, Codes, Steering | None], str] | None = field(default=None, compare=False)
+    """The prompt with what it leaves open and the model needs, by the context's codes int64 [K, T] or the steering."""
 
     @property
     def takes_melody(self) -> bool:
@@ -223,6 +229,18 @@ def steering(spec: GenerationSpec, facts: ModelFacts) -> Steering | None:
     if spec.melody is None or facts.melody or facts.follow is None:
         return None
     return facts.follow(spec.melody)
+
+
+def completed(spec: GenerationSpec, facts: ModelFacts, prompt: Codes, steered: Steering | None) -> GenerationSpec:
+    """The generation with its text as the model is given it.
+
+    Args:
+        prompt: int64 [K, T], the context.
+        steered: what `steering` gave.
+    """
+    if facts.complete is None:
+        return spec
+    return replace(spec, prompt=facts.complete(spec.prompt, prompt, steered))
 
 
 def check(spec: GenerationSpec, facts: ModelFacts) -> Codes:

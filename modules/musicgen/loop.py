@@ -19,7 +19,18 @@ from modules.contract import EngineInfo, InvalidParameter
 from modules.musicgen import memory
 from modules.musicgen.backends.interface import Backend, Guidance
 from modules.musicgen.conditions import Conditioner
-from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Steering, Window, check, plan, steering
+from modules.musicgen.engine import (
+    Codes,
+    GenerationSpec,
+    ModelFacts,
+    Sink,
+    Steering,
+    Window,
+    check,
+    completed,
+    plan,
+    steering,
+)
 from modules.musicgen.patterns import DelayPattern
 from modules.musicgen.sampling import Bias, Sampler, SamplingRule
 
@@ -52,6 +63,7 @@ class LoopEngine:
         _check_rule(spec)
         planned = plan(spec, self.facts, prompt)
         led = _Led(self._conditioner.melody(spec), steering(spec, self.facts))
+        spec = completed(spec, self.facts, prompt, led.steering)
         groups = self._groups(spec, max(window.length for window in planned)) if planned else []
         meter = _Meter(sink, len(groups) * sum(self._steps(window) for window in planned))
         if len(groups) == 1:

@@ -308,13 +308,14 @@ class ModelManager:
             lm, compression = load_modules(entry, folder, self._device, precision, whole=whole)
         _check_match(entry, lm, compression)
         digest = checkpoint_hash(folder, self.settings.cache_dir)
+        follower = compression.follower() if hasattr(compression, "follower") else None
         facts = ModelFacts(
             model=entry.id, checkpoint_hash=digest, precision=precision, frame_rate_hz=float(compression.frame_rate),
             sample_rate_hz=int(compression.sample_rate), channels=int(compression.channels),
             codebooks=int(compression.num_codebooks), cardinality=int(compression.cardinality),
             max_window_s=float(lm.cfg.dataset.segment_duration),
             melody="self_wav" in lm.condition_provider.conditioners,
-            follow=compression.follower() if hasattr(compression, "follower") else None,
+            follow=follower, complete=follower.complete if follower else None,
         )  # fmt: skip
         engine = self._engine(entry, folder, lm, facts, progress)
         reasons = [text for text in (engine.info.why, self._device_why, why) if text]

@@ -102,6 +102,7 @@ _PARTS = {
     "voice": "wordless vocals",
 }
 _ROOTS_RU = ("до", "до-диез", "ре", "ми-бемоль", "ми", "фа", "фа-диез", "соль", "соль-диез", "ля", "си-бемоль", "си")
+ALL_PARTS = 0.7  # of the captions name all that plays
 Say = Callable[[float], bool]  # whether to name a fact, given how often it is named
 _MODES_RU = {"major": "мажор", "minor": "минор", "dorian": "дорийский", "mixolydian": "миксолидийский"}
 
@@ -160,13 +161,16 @@ def caption(score: Score, rng: np.random.Generator, *, full: bool = False, langu
 
 
 def _said_parts(score: Score, rng: np.random.Generator, say: Say) -> list[str]:
-    parts = []
-    for part in parts_of(score):
-        if not say(0.75) and score.shape not in {"drums", "solo"}:
-            continue
-        general = "drums" if part == score.kit else "bass" if part == score.instruments.get("bass") else part
-        parts.append(general if rng.random() < 0.35 else part)
-    return parts
+    """All of the parts, now and then none or some: whoever names parts mostly wants these and no others."""
+    parts = parts_of(score)
+    if score.shape not in {"drums", "solo"} and not say(ALL_PARTS):
+        some = rng.random() < 0.5
+        parts = [part for part in parts if some and say(0.5)]
+    return [_general(part, score) if rng.random() < 0.35 else part for part in parts]
+
+
+def _general(part: str, score: Score) -> str:
+    return "drums" if part == score.kit else "bass" if part == score.instruments.get("bass") else part
 
 
 def _numbers(score: Score, rng: np.random.Generator, say: Say, *, russian: bool) -> list[str]:

@@ -48,7 +48,6 @@ class Genre:
     chord_figures: tuple[str, ...]
     leads: tuple[str, ...]
     lead_style: str  # "melody", "arpeggio", "riff", "sparse"
-    modes: tuple[str, ...]
     moods: tuple[str, ...]
     swing: bool = False
 
@@ -67,7 +66,6 @@ GENRES: dict[str, Genre] = {
         ("hold",),
         ("synth lead", "8-bit lead"),
         "riff",
-        ("minor", "dorian"),
         ("dark", "energetic", "aggressive"),
     ),
     "house": Genre(
@@ -83,7 +81,6 @@ GENRES: dict[str, Genre] = {
         ("offbeat", "stabs"),
         ("voice", "piano"),
         "riff",
-        ("minor", "major"),
         ("groovy", "happy", "energetic"),
     ),
     "trance": Genre(
@@ -99,7 +96,6 @@ GENRES: dict[str, Genre] = {
         ("hold",),
         ("synth lead",),
         "arpeggio",
-        ("minor",),
         ("epic", "dreamy", "energetic"),
     ),
     "drum and bass": Genre(
@@ -115,7 +111,6 @@ GENRES: dict[str, Genre] = {
         ("hold",),
         ("synth lead", "bells"),
         "sparse",
-        ("minor",),
         ("dark", "energetic", "aggressive"),
     ),
     "lo-fi hip hop": Genre(
@@ -131,7 +126,6 @@ GENRES: dict[str, Genre] = {
         ("lazy", "halves"),
         ("flute", "bells", "saxophone"),
         "sparse",
-        ("dorian", "minor", "major"),
         ("relaxed", "nostalgic", "calm", "sad"),
         swing=True,
     ),
@@ -148,7 +142,6 @@ GENRES: dict[str, Genre] = {
         ("hold",),
         ("bells", "flute", "trumpet"),
         "sparse",
-        ("minor",),
         ("dark", "aggressive"),
     ),
     "ambient": Genre(
@@ -161,7 +154,6 @@ GENRES: dict[str, Genre] = {
         ("hold",),
         ("bells", "flute", "voice"),
         "sparse",
-        ("major", "dorian", "mixolydian"),
         ("calm", "dreamy", "relaxed"),
     ),
     "rock": Genre(
@@ -177,7 +169,6 @@ GENRES: dict[str, Genre] = {
         ("eighths", "quarters"),
         ("distorted guitar",),
         "melody",
-        ("minor", "mixolydian", "major"),
         ("energetic", "aggressive", "epic"),
     ),
     "jazz": Genre(
@@ -193,7 +184,6 @@ GENRES: dict[str, Genre] = {
         ("comp",),
         ("saxophone", "trumpet", "piano"),
         "melody",
-        ("dorian", "major", "mixolydian"),
         ("relaxed", "romantic", "groovy"),
         swing=True,
     ),
@@ -210,7 +200,6 @@ GENRES: dict[str, Genre] = {
         ("stabs",),
         ("trumpet", "saxophone"),
         "riff",
-        ("dorian", "mixolydian"),
         ("groovy", "happy", "energetic"),
     ),
     "reggae": Genre(
@@ -226,7 +215,6 @@ GENRES: dict[str, Genre] = {
         ("skank",),
         ("trumpet", "flute"),
         "melody",
-        ("major", "mixolydian"),
         ("happy", "relaxed"),
     ),
     "chiptune": Genre(
@@ -242,7 +230,6 @@ GENRES: dict[str, Genre] = {
         (),
         ("8-bit lead",),
         "arpeggio",
-        ("major", "minor"),
         ("happy", "energetic", "nostalgic"),
     ),
     "classical": Genre(
@@ -255,7 +242,6 @@ GENRES: dict[str, Genre] = {
         ("halves", "quarters", "hold"),
         ("violin", "piano", "flute"),
         "melody",
-        ("major", "minor"),
         ("romantic", "sad", "calm", "epic"),
     ),
     "synthwave": Genre(
@@ -271,7 +257,6 @@ GENRES: dict[str, Genre] = {
         ("hold",),
         ("synth lead", "bells"),
         "arpeggio",
-        ("minor",),
         ("nostalgic", "dreamy", "energetic"),
     ),
     "bossa nova": Genre(
@@ -284,7 +269,6 @@ GENRES: dict[str, Genre] = {
         ("bossa",),
         ("flute", "voice", "saxophone"),
         "melody",
-        ("major", "dorian"),
         ("relaxed", "romantic", "happy"),
     ),
     "disco": Genre(
@@ -300,7 +284,6 @@ GENRES: dict[str, Genre] = {
         ("stabs", "halves"),
         ("violin", "trumpet"),
         "riff",
-        ("minor", "dorian", "major"),
         ("groovy", "happy", "energetic"),
     ),
 }

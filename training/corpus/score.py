@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from modules.musicgen.tiny.words import modes_in
 from training.corpus.genres import BASS_FIGURES, CHORD_FIGURES, GENRES, PROGRESSIONS, SCALES, Genre
 from training.corpus.instruments import HITS, MAX_TICK_FRAMES
 
@@ -92,15 +93,6 @@ def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def modes_in(genre: Genre, mood: str) -> list[str]:
-    """The modes that a genre has in a mood."""
-    modes = [m for m in genre.modes if mood not in {"dark", "sad", "aggressive"} or m in {"minor", "dorian"}]
-    modes = modes or list(genre.modes)
-    if mood in {"happy", "romantic"}:
-        modes = [m for m in modes if m in {"major", "mixolydian"}] or modes
-    return modes
-
-
 def bpm_in(genre: Genre, mood: str) -> tuple[float, float]:
     """The tempi that a genre has in a mood: its slower half where that is calm, its faster half where it is lively."""
     low, high = float(genre.bpm[0]), float(genre.bpm[1])
@@ -112,7 +104,7 @@ def bpm_in(genre: Genre, mood: str) -> tuple[float, float]:
 
 def _plan(rng: np.random.Generator, name: str, genre: Genre, *, training: bool) -> Score:
     mood = _pick(rng, genre.moods)
-    modes, (low, high) = modes_in(genre, mood), bpm_in(genre, mood)
+    modes, (low, high) = modes_in(name, mood), bpm_in(genre, mood)
     if rng.random() < 0.2:  # a person may ask for any tempo
         low, high = 60, 176
     while True:

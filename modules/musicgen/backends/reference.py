@@ -15,7 +15,18 @@ import numpy as np
 
 from modules.contract import EngineInfo
 from modules.musicgen.conditions import attributes, melody_wave
-from modules.musicgen.engine import Codes, GenerationSpec, ModelFacts, Sink, Steering, Window, check, plan, steering
+from modules.musicgen.engine import (
+    Codes,
+    GenerationSpec,
+    ModelFacts,
+    Sink,
+    Steering,
+    Window,
+    check,
+    completed,
+    plan,
+    steering,
+)
 from modules.musicgen.patterns import delay_pattern
 from modules.musicgen.sampling import Bias, TensorBias
 
@@ -48,6 +59,7 @@ class ReferenceEngine:
         planned = plan(spec, self.facts, prompt)
         meter = _Meter(sink, len(spec.seeds) * sum(self._steps(window) for window in planned))
         melody, steered = melody_wave(spec, self.facts, self._device), steering(spec, self.facts)
+        spec = completed(spec, self.facts, prompt, steered)
         takes = []
         for seed in spec.seeds:
             seed_everything(seed)

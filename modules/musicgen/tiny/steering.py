@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from modules.audio import Clip
 from modules.contract import InvalidParameter
-from modules.musicgen.engine import Codes, Course, Floats
+from modules.musicgen.engine import Codes, Course, Floats, Steering
 from modules.musicgen.melody import Melody, hear
+from modules.musicgen.tiny.tonality import with_key
 
 DRUMS, BASS, CHORDS, LEAD = range(4)
 SILENCE = 0
@@ -76,6 +77,10 @@ class MelodySteering:
         self._entry = codes.entry()
         self.course = codes.course()
 
+    @property
+    def sounding(self) -> Floats:
+        return np.asarray(self._melody.harmony.sum(0), np.float32)
+
     def bias(self, start: int, stop: int) -> Floats:
         at = np.arange(start, stop) % len(self._melody.notes)
         out = np.repeat(self._entry[None], len(at), axis=0)
@@ -108,7 +113,7 @@ class MelodySteering:
 
 
 class Follower:
-    """Makes the steering of a clip."""
+    """Knows which notes the codes are: makes a clip's steering, and gives a prompt the key of what it goes on from."""
 
     def __init__(self, codes: Codebook, frame_rate_hz: float) -> None:
         self._codes, self._frame_rate_hz = codes, frame_rate_hz
@@ -117,6 +122,13 @@ class Follower:
     def classes(self) -> npt.NDArray[np.bool_]:
         """The pitch classes each code sounds, bool [K, card, 12]."""
         return self._codes.classes
+
+    def complete(self, prompt: str, context: Codes, steered: Steering | None) -> str:
+        """See ModelFacts.complete: the key, where the prompt names none."""
+        if steered is not None:
+            return with_key(prompt, steered.sounding)
+        notes = sum(self._codes.classes[layer][context[layer]].sum(0) for layer in (BASS, CHORDS, LEAD))
+        return with_key(prompt, np.asarray(notes, np.float32))
 
     def __call__(self, clip: Clip) -> MelodySteering:
         """Raises InvalidParameter: no melody is heard in the clip."""

@@ -50,6 +50,24 @@ GENRES: dict[str, tuple[str, str]] = {
     "bossa nova": ("bossa nova|bossanova|bossa|samba|latin", "босса нов*|боссанов*|босса-нов*|босанов*|самб*|латин*"),
     "disco": ("disco*|nu disco", "диско"),
 }
+GENRE_MODES: dict[str, tuple[str, ...]] = {
+    "techno": ("minor", "dorian"),
+    "house": ("minor", "major"),
+    "trance": ("minor",),
+    "drum and bass": ("minor",),
+    "lo-fi hip hop": ("dorian", "minor", "major"),
+    "trap": ("minor",),
+    "ambient": ("major", "dorian", "mixolydian"),
+    "rock": ("minor", "mixolydian", "major"),
+    "jazz": ("dorian", "major", "mixolydian"),
+    "funk": ("dorian", "mixolydian"),
+    "reggae": ("major", "mixolydian"),
+    "chiptune": ("major", "minor"),
+    "classical": ("major", "minor"),
+    "synthwave": ("minor",),
+    "bossa nova": ("major", "dorian"),
+    "disco": ("minor", "dorian", "major"),
+}
 MOODS: dict[str, tuple[str, str]] = {
     "dark": ("dark*|gloomy|ominous|sinister|brooding", "темн*|мрачн*|зловещ*"),
     "energetic": ("energetic|energy|upbeat|lively|driving|powerful|intense", "энергичн*|заводн*|бодр*|мощн*|драйв*"),
@@ -194,6 +212,15 @@ class Understanding:
     attributes: tuple[str, ...] = ()
     tempo_bpm: float | None = None
     unknown: tuple[str, ...] = ()
+
+
+def modes_in(genre: str, mood: str) -> list[str]:
+    """The modes that a genre has in a mood; "" for none in particular."""
+    usual = GENRE_MODES.get(genre, ("minor", "major"))
+    modes = [m for m in usual if mood not in {"dark", "sad", "aggressive"} or m in {"minor", "dorian"}] or list(usual)
+    if mood in {"happy", "romantic"}:
+        modes = [m for m in modes if m in {"major", "mixolydian"}] or modes
+    return modes
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:
