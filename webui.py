@@ -63,6 +63,8 @@ def headless_parameters() -> list[Parameter]:
 
 def _flag_of(parameter: Parameter) -> dict[str, Any]:
     words = f"default {parameter.default}" if parameter.default != "" else "default: none"
+    if parameter.type == "boolean":
+        return {"action": "store_const", "const": True, "help": "default: off"}
     if parameter.choices:
         return {"choices": parameter.choices, "help": words}
     if parameter.type == "string":

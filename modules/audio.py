@@ -640,23 +640,6 @@ def splice(original: Clip, continued: Clip, at_s: float, fade_s: float = 0.02) -
     return Clip(np.concatenate([head, new], axis=1), original.sample_rate_hz)
 
 
-def loop(clip: Clip, fade_s: float) -> Clip:
-    """A clip that repeats without a seam: its end is crossfaded (equal power) into its beginning.
-
-    Returns:
-        float32 [C, T - fade].
-    Raises:
-        ClipTooShort: the clip is shorter than two fades.
-    """
-    fade = round(fade_s * clip.sample_rate_hz)
-    if clip.frames < 2 * fade:
-        raise ClipTooShort(f"the clip is {clip.seconds:.2f} s long; a loop with a {fade_s:g} s fade needs twice that")
-    if fade == 0:
-        return clip
-    seam = _crossfade(clip.samples[:, -fade:], clip.samples[:, :fade])
-    return Clip(np.concatenate([seam, clip.samples[:, fade:-fade]], axis=1), clip.sample_rate_hz)
-
-
 def _check_alike(first: Clip, second: Clip) -> None:
     if (first.sample_rate_hz, first.channels) != (second.sample_rate_hz, second.channels):
         raise ValueError("clips to be joined must have one sample rate and one number of channels")

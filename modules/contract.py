@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 PROTOCOL = 1
 """Version of the HTTP and Socket.IO contract; the page reloads itself when it differs."""
@@ -28,6 +37,10 @@ MAX_CHANNELS = 8
 MIN_SAMPLE_RATE_HZ, MAX_SAMPLE_RATE_HZ = 8_000, 192_000
 MAX_SEED = 2**31 - 1
 AUTO_SEED = -1
+MIN_LOOP_S = 2.0
+"""Shortest loop that can be asked for: about a bar."""
+LOOP_SPARE_S = 4.0
+"""Music made beyond a loop's length: its end is looked for half a bar either way, and what follows it must be known."""
 
 
 # --------------------------------------------------------------------------------------------- errors
@@ -253,6 +266,8 @@ class GenerateRequest(Model):
     cfg_coef: float = _setting("sampling", step=0.1, default=3.0, ge=1.0, le=10.0)
     seed: int = _setting("seed", step=1, widget="seed", default=AUTO_SEED, ge=AUTO_SEED, le=MAX_SEED)
     takes: int = _setting("length", step=1, default=1, ge=1, le=8)
+    loop: bool = _setting("length", widget="switch", default=False)
+    """The end of the track leads into its beginning; the length is then that of the nearest whole number of bars."""
     artist: str = _setting("file", widget="text", default="", max_length=MAX_ARTIST_CHARS)
     format: AudioFormat = _setting("file", widget="choice", default="wav")
     sample_rate: SampleRate = _setting("file", widget="choice", default="original")
@@ -272,6 +287,29 @@ class GenerateRequest(Model):
     @classmethod
     def _clean_artist(cls, text: str) -> str:
         return " ".join(clean_text(text).split())
+
+    @field_validator("continuation")
+    @classmethod
+    def _loops_stand_alone(cls, continuation: Continuation | None, info: ValidationInfo) -> Continuation | None:
+        if continuation is not None and info.data.get("loop"):
+            raise ValueError(
+                "a loop leads into its own beginning, so it cannot go on from a clip; leave out loop or continuation"
+            )
+        return continuation
+
+    @field_validator("loop")
+    @classmethod
+    def _loops_have_a_length(cls, loop: bool, info: ValidationInfo) -> bool:
+        if loop and info.data.get("duration", MIN_LOOP_S) < MIN_LOOP_S:
+            raise ValueError(
+                f"a loop needs a duration of {MIN_LOOP_S:g} s or more, {info.data['duration']:g} s are too short"
+            )
+        return loop
+
+    @property
+    def made_s(self) -> float:
+        """Seconds of music that the model makes."""
+        return self.duration + (LOOP_SPARE_S if self.loop else 0.0)
 
 
 class SplitRequest(Model):
@@ -393,6 +431,22 @@ class EngineInfo(Model):
     why: str = ""
 
 
+class Loop(Model):
+    """How the end of a looped track leads into its beginning."""
+
+    start_s: float
+    """Where in the music that was made the loop begins."""
+    fade_s: float
+    """From the loop's beginning on: what followed its end fades into what follows its beginning."""
+    beats: int | None = None
+    """How many beats the loop has; None where none were found."""
+    bpm: float | None = None
+    level_jump_db: float
+    """How much louder (below 0: quieter) the half second after the seam is than what followed there."""
+    spectrum_jump_db: float
+    """How far the two are apart band by band, on average."""
+
+
 class Track(Model):
     """The JSON beside a track's audio. Rerun on the same machine with the same JSON gives the same audio."""
 
@@ -418,6 +472,8 @@ class Track(Model):
     continuation: Source | None = None
     audio_prompt: Source | None = None
     parent: str | None = None
+    loop: Loop | None = None
+    """Set when the file plays round and round."""
     post: list[str] = []
     loudness: Loudness
     engine: EngineInfo | None = None
@@ -698,8 +754,8 @@ class Parameter(Model):
     """One setting of a generation, as the page, the command line and the README show it."""
 
     name: str
-    type: Literal["integer", "number", "string", "choice"]
-    default: int | float | str
+    type: Literal["integer", "number", "string", "choice", "boolean"]
+    default: bool | int | float | str
     minimum: float | None = None
     maximum: float | None = None
     step: float | None = None

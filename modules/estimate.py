@@ -87,9 +87,9 @@ def forecast(
     load_s = 0.0
     if status.get("model") != info.id:
         load_s = known.get("load_s", info.id) or (info.params_m or 0.0) * 4e6 / _LOAD_BYTES_PER_S
-    frames = request.duration * info.frame_rate_hz
+    frames = request.made_s * info.frame_rate_hz
     decode_x = known.get("decode_x", info.id)
-    rest_s = 0.0 if not decode_x else (request.takes - 1) * request.duration / decode_x
+    rest_s = 0.0 if not decode_x else (request.takes - 1) * request.made_s / decode_x
     return {
         "seconds": round(load_s + frames / pace + rest_s, 1),
         "first_sound_s": round(load_s + _FIRST_SOUND_FRAMES / pace, 1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import math
 import platform
 import queue
 import secrets
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from modules import audio
+from modules import audio, looping
 from modules.audio import Clip, Samples
 from modules.contract import (
     AUTO_SEED,
@@ -31,6 +32,7 @@ from modules.contract import (
     Cancelled,
     GenerateRequest,
     InvalidParameter,
+    Loop,
     Loudness,
     Track,
 )
@@ -105,7 +107,7 @@ class Plan:
     def spec(self) -> GenerationSpec:
         request = self.request
         return GenerationSpec(
-            prompt=request.prompt, duration_s=request.duration, seeds=self.seeds, top_k=request.top_k,
+            prompt=request.prompt, duration_s=request.made_s, seeds=self.seeds, top_k=request.top_k,
             top_p=request.top_p, temperature=request.temperature, cfg_coef=request.cfg_coef, melody=self.melody,
             prompt_codes=self.prompt_codes, extend_stride_s=self.stride_s,
         )  # fmt: skip
@@ -357,7 +359,7 @@ class Generation:
                 parts += [] if sound is None else [sound]
             parts.append(decoder.finish())
         spent = max(time.monotonic() - began, 1e-3)
-        self._stage.measurements.add(made.request.duration / spent, "decode_x", made.loaded.info.id)
+        self._stage.measurements.add(made.request.made_s / spent, "decode_x", made.loaded.info.id)
         return np.concatenate(parts, axis=1)
 
     def _keep_early(self, listener: Listener, recorder: Recorder) -> None:
@@ -375,10 +377,11 @@ class Generation:
         self._job.progress("saving", take, made.request.takes)
         with made.timed("save"):
             new = Clip(sound, made.loaded.sample_rate_hz)
-            clip, post = compose(made, new)
+            # What was kept of a loop that was cancelled has no end that could lead anywhere.
+            clip, post, loop = compose(made, new, looped=made.request.loop and not kept_early)
             loudness = audio.loudness(clip)
-        tokens, tokens_from_s = self._tokens(codes, clip.seconds - codes.shape[1] / made.loaded.frame_rate_hz)
-        draft = replace_facts(self._draft(take, clip, post, loudness), tokens_from_s, kept_early=kept_early)
+        tokens, tokens_from_s = self._tokens(codes, clip, loop)
+        draft = replace_facts(self._draft(take, clip, post, loudness), tokens_from_s, loop, kept_early=kept_early)
         track = self._stage.library.save(
             draft,
             lambda path: audio.encode(clip, path, draft.format, tags=tags(draft)),
@@ -387,13 +390,16 @@ class Generation:
         self._saved.append(track.name)
         self._job.tracks(self._saved)
 
-    def _tokens(self, codes: Codes, new_from_s: float) -> tuple[Codes, float]:
+    def _tokens(self, codes: Codes, clip: Clip, loop: Loop | None) -> tuple[Codes, float]:
         """The tokens to keep, int64 [K, T], and where in the track they begin: after known ones where there are any."""
-        start = self._plan.origin
+        start, frame_rate_hz = self._plan.origin, self._plan.loaded.frame_rate_hz
+        if loop is not None:
+            first = round(loop.start_s * frame_rate_hz)
+            return codes[:, first : first + math.ceil(clip.seconds * frame_rate_hz)], 0.0
         if start is None or self._plan.prompt_codes is None:
-            return codes, max(0.0, new_from_s)
+            return codes, max(0.0, clip.seconds - codes.shape[1] / frame_rate_hz)
         known = self._plan.prompt_codes if start.codes is None else start.codes
-        begins = start.at_s - known.shape[1] / self._plan.loaded.frame_rate_hz
+        begins = start.at_s - known.shape[1] / frame_rate_hz
         return np.concatenate([known, codes], axis=1), max(0.0, begins)
 
     def _draft(self, take: int, clip: Clip, post: list[str], loudness: Loudness) -> Track:
@@ -436,6 +442,7 @@ class Generation:
         return {
             "prompt": request.prompt,
             "duration": request.duration,
+            "loop": request.loop,
             "top_k": 0 if request.top_p > 0 else request.top_k,
             "top_p": request.top_p,
             "temperature": request.temperature,
@@ -461,7 +468,7 @@ class Generation:
     def _after_generating_s(self) -> float:
         """What comes after the last token, by experience: decoding the other takes."""
         pace = self._stage.measurements.get("decode_x", self._plan.loaded.info.id)
-        return 0.0 if not pace else (self._plan.request.takes - 1) * self._plan.request.duration / pace
+        return 0.0 if not pace else (self._plan.request.takes - 1) * self._plan.request.made_s / pace
 
 
 def steps_key(loaded: LoadedModel, takes: int) -> tuple[str, ...]:
@@ -470,32 +477,36 @@ def steps_key(loaded: LoadedModel, takes: int) -> tuple[str, ...]:
     return ("steps_per_s", loaded.info.id, engine.backend, engine.precision, engine.device, str(takes))
 
 
-def replace_facts(draft: Track, tokens_from_s: float, *, kept_early: bool) -> Track:
+def replace_facts(draft: Track, tokens_from_s: float, loop: Loop | None, *, kept_early: bool) -> Track:
     """The draft with what is only known once the sound is put together."""
     used = {**draft.used, "tokens_from_s": round(tokens_from_s, 6)} if tokens_from_s > 0 else draft.used
-    return draft.model_copy(update={"used": used, "kept_early": kept_early})
+    return draft.model_copy(update={"used": used, "loop": loop, "kept_early": kept_early})
 
 
-def compose(made: Plan, new: Clip) -> tuple[Clip, list[str]]:
+def compose(made: Plan, new: Clip, *, looped: bool) -> tuple[Clip, list[str], Loop | None]:
     """The finished track's sound from the new music and what it goes on from.
 
     Returns:
-        The clip at the track's rate and channels, and what was done to it.
+        The clip at the track's rate and channels, what was done to it, and its seam when it is a loop.
     """
     post: list[str] = []
     rate, channels = made.sample_rate_hz, made.channels
     new = audio.resample(audio.to_channels(new, channels), rate)
+    loop = None
+    if looped:
+        new, loop = looping.close(new, made.request.duration, made.loaded.frame_rate_hz)
+        post.append(f"made a loop, its end led into its beginning over {loop.fade_s:g} s")
     safe = audio.limit_peak(new)
     if safe is not new:
         post.append(_POST_PEAK)
     start = made.origin
     if start is None:
-        return safe, post
+        return safe, post, loop
     if start.mode == "append":
-        return _append(start, safe, post)
+        return *_append(start, safe, post), loop
     original = audio.resample(audio.to_channels(start.clip, channels), rate)
     at_s = min(start.at_s, original.seconds)
-    return audio.splice(original, safe, at_s), [*post, f"continued from {at_s:.3f} s"]
+    return audio.splice(original, safe, at_s), [*post, f"continued from {at_s:.3f} s"], loop
 
 
 def _append(start: Origin, new: Clip, post: list[str]) -> tuple[Clip, list[str]]:

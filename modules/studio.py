@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from modules import audio
+from modules import audio, looping
 from modules.contract import (
     ERRORS,
     SAMPLE_RATES_HZ,
@@ -296,7 +296,10 @@ class Studio:
             require_space(folder, clip.samples.nbytes + SPARE_BYTES)
             path = folder / f"{secrets.token_hex(8)}.{audio_format}"
             try:
-                audio.encode(clip, path, audio_format, sample_rate_hz=SAMPLE_RATES_HZ[sample_rate])
+                rate = SAMPLE_RATES_HZ[sample_rate]
+                if track.loop is not None and rate is not None:
+                    clip = looping.resample(clip, rate)
+                audio.encode(clip, path, audio_format, sample_rate_hz=rate)
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
@@ -404,7 +407,7 @@ class Studio:
         filled = {**body, "client_id": body.get("client_id") or "estimate", "prompt": body.get("prompt") or "-"}
         request = parse(GenerateRequest, self._with_model(filled))
         info = self.manager.catalog.info(request.model)
-        step_bytes = self.manager.step_bytes(request.model, request.duration)
+        step_bytes = self.manager.step_bytes(request.model, request.made_s)
         time_s = forecast(self.measurements, request, info, self.manager.status(), step_bytes)
         return {**time_s, **self.manager.preflight(request.model)}
 
@@ -652,7 +655,7 @@ class Studio:
 def _needed_bytes(request: GenerateRequest, info: ModelInfo) -> int:
     """An upper bound of what the job writes, the live audio and a margin included."""
     rate = max(SAMPLE_RATES_HZ[request.sample_rate] or info.sample_rate_hz, info.sample_rate_hz)
-    seconds = request.duration * (request.takes + 1)
+    seconds = request.made_s * (request.takes + 1)
     return int(seconds * rate * 2 * _BYTES_A_SAMPLE) + SPARE_BYTES
 
 

@@ -54,7 +54,7 @@ def parameter_table(language: str) -> str:
         if parameter.widget == "model":
             continue  # --model is a flag of the program as well, and stands in that table
         hint = strings[f"hint.{parameter.name}"]
-        default = f"`{parameter.default}`" if parameter.default != "" else words["empty"]
+        default = _default(parameter.default, words)
         rows.append(f"| `{flag_name(parameter.name)}` | {_range(parameter, words)} | {default} | {hint} |")
     return "\n".join(rows) + "\n"
 

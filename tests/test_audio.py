@@ -383,17 +383,6 @@ def test_a_splice_does_not_click(at_s):
     assert np.abs(np.diff(spliced[:, at - 10 : at + 2_000])).max() < 2 * largest_step
 
 
-def test_a_loop_ends_where_it_begins():
-    clip = noise(2, 8_000)
-    looped = audio.loop(clip, 0.5)
-    assert looped.frames == clip.frames - 4_000
-    assert np.array_equal(looped.samples[:, 4_000:], clip.samples[:, 4_000:-4_000])
-    # The first sample of the next round is what followed the last one.
-    assert looped.samples[:, 0] == pytest.approx(clip.samples[:, -4_000], abs=0.001)
-    with pytest.raises(ClipTooShort, match="needs twice that"):
-        audio.loop(clip, 1.5)
-
-
 def test_joining_unlike_clips_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="one sample rate"):
         audio.join(noise(1, 8_000), noise(1, 16_000), 0)

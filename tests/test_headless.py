@@ -90,12 +90,14 @@ def test_every_parameter_of_the_contract_is_a_flag(
         "model": "wide", "duration": "2.5", "top_k": "30", "top_p": "0.25", "temperature": "0.5", "cfg_coef": "4.5",
         "seed": "77", "takes": "2", "artist": "Ана", "format": "flac", "sample_rate": "48k", "stems": "bass",
     }  # fmt: skip
-    assert asked.keys() == {parameter.name for parameter in parameters()}
+    assert asked.keys() | {"loop"} == {parameter.name for parameter in parameters()}
     flags = [text for name, value in asked.items() for text in ("--" + name.replace("_", "-"), value)]
-    assert webui.main([*folders(tmp_path), "--prompt", "x", *flags]) == 0
+    assert webui.main([*folders(tmp_path), "--prompt", "x", *flags, "--loop"]) == 0
     first, second = (the_json(Path(line)) for line in capsys.readouterr().out.splitlines())
     assert {name: str(first.asked[name]) for name in asked} == asked
     assert (first.seed, second.seed) == (77, 78)
+    assert first.asked["loop"] is True
+    assert first.loop is not None
     assert first.stems.keys() == {"bass"}
 
 

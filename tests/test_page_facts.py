@@ -19,4 +19,4 @@ def test_the_facts_given_to_the_page_are_those_its_own_tests_were_written_agains
 
 
 def test_every_widget_of_a_setting_is_one_that_the_page_can_draw() -> None:
-    assert {p.widget for p in contract.parameters()} <= {"model", "slider", "seed", "text", "choice"}
+    assert {p.widget for p in contract.parameters()} <= {"model", "slider", "seed", "text", "choice", "switch"}

@@ -14,7 +14,7 @@ MODULES = ROOT / "modules"
 
 BASE = {"contract", "settings", "disk"}
 PARTS = {"musicgen", "stems", "library", "audio", "jobs"}
-USE_CASES = {"generation", "material", "uploads", "live", "estimate", "mixing"}
+USE_CASES = {"generation", "material", "uploads", "live", "estimate", "mixing", "looping"}
 """What studio is made of."""
 MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
@@ -31,9 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "live": BASE | {"audio"},
     "intake": BASE | {"audio"},
     "uploads": BASE | {"intake"},
+    "looping": BASE | {"audio"},
     "material": BASE | {"audio", "musicgen"},
     "mixing": BASE | {"audio", "library", "midi"},
-    "generation": BASE | PARTS | {"material", "live", "estimate"},
+    "generation": BASE | PARTS | {"material", "live", "estimate", "looping"},
     "studio": BASE | PARTS | USE_CASES,
     "web": BASE | {"studio"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ import soundfile
 from modules import audio
 from modules.audio import Clip
 from modules.contract import (
+    LOOP_SPARE_S,
     MAX_SEED,
     ClipTooShort,
     Conflict,
@@ -240,6 +242,73 @@ def test_a_sketch_model_says_which_words_it_does_not_know(place: Workplace) -> N
 
 
 # ------------------------------------------------------------------------------------- append and continue
+def test_a_loop_is_cut_from_more_music_than_asked_and_says_where(place: Workplace) -> None:
+    track = place.make(duration=4, seed=3, loop=True)
+    assert place.manager.engine.specs[-1].duration_s == 4 + LOOP_SPARE_S
+    assert track.loop is not None
+    assert track.asked["loop"] is True
+    assert track.duration_s == pytest.approx(place.sound(track).seconds, abs=1e-6)
+    assert track.duration_s == pytest.approx(4, rel=0.3)
+    plain = place.sound(place.make(duration=4 + LOOP_SPARE_S, seed=3)).samples
+    looped = place.sound(track).samples
+    start, fade = round(track.loop.start_s * SAMPLE_RATE_HZ), round(track.loop.fade_s * SAMPLE_RATE_HZ)
+    assert np.array_equal(looped[:, fade:], plain[:, start + fade : start + looped.shape[1]])
+    assert np.abs(looped[:, 0] - plain[:, start + looped.shape[1]]).max() < 2**-22, "what followed the last sample"
+    again = {key: track.used[key] for key in GenerateRequest.model_fields if key in track.used}
+    assert np.array_equal(place.sound(place.make(**again)).samples, looped), "its JSON makes it again"
+
+
+@pytest.mark.parametrize("changes", [{"model": "wide"}, {"takes": 2}, {"format": "mp3"}, {"sample_rate": "48k"}])
+def test_a_loop_goes_with_every_model_format_and_rate(place: Workplace, changes: dict[str, Any]) -> None:
+    for track in place.tracks(duration=3, loop=True, **changes):
+        assert track.loop is not None
+        assert track.duration_s == pytest.approx(3, rel=0.3)
+        sound = place.sound(track)
+        assert sound.frames == round(track.duration_s * track.sample_rate_hz), "no gap before or after it"
+
+
+def test_a_loop_is_extended_from_its_own_tokens(place: Workplace) -> None:
+    first = place.make(duration=4, loop=True)
+    assert first.loop is not None
+    codes = place.studio.library.tokens(first.name)
+    assert codes is not None
+    frames = math.ceil(first.duration_s * FRAME_RATE_HZ)
+    assert codes.shape[1] == frames
+    assert "tokens_from_s" not in first.used
+    second = place.make(duration=2, continuation={"track": first.name, "mode": "continue"})
+    assert second.loop is None
+    known = place.manager.engine.specs[-1].prompt_codes
+    assert known is not None
+    kept = min(frames, round(first.duration_s * FRAME_RATE_HZ))
+    assert np.array_equal(known, codes[:, :kept][:, -known.shape[1] :])
+    old, new = place.sound(first).samples, place.sound(second).samples
+    seam = round(second.continuation.seconds * SAMPLE_RATE_HZ) if second.continuation else 0
+    assert seam >= old.shape[1] - round(SAMPLE_RATE_HZ / FRAME_RATE_HZ)
+    assert np.array_equal(new[:, :seam], old[:, :seam])
+
+
+def test_what_is_kept_of_a_cancelled_loop_is_a_plain_track(place: Workplace) -> None:
+    gate = Gate(at=80)
+    place.manager.engine.hold = gate
+    job = place.submit(duration=4, loop=True)
+    gate.wait()
+    place.studio.cancel(job.id, keep=True)
+    gate.go.set()
+    [name] = place.ended(job).tracks
+    track = place.studio.track(name)
+    assert (track.kept_early, track.loop, track.asked["loop"]) == (True, None, True)
+
+
+def test_a_loop_in_another_rate_goes_over_its_seam_all_the_same(place: Workplace) -> None:
+    track = place.make(duration=3, loop=True)
+    path = place.studio.converted(track.name, "wav", "48k")
+    there, back = audio.decode(path), place.sound(track)
+    path.unlink()
+    assert there.frames == 3 * back.frames
+    # Every third sample is the track's own, the first and the last too: what lies beyond the ends is the other end.
+    assert np.abs(there.samples[:, ::3][:, [0, 1, -2, -1]] - back.samples[:, [0, 1, -2, -1]]).max() < 0.02
+
+
 def test_append_puts_the_clip_before_new_music_at_its_loudness(place: Workplace) -> None:
     clip = tone(3.0, level=0.02)
     track = place.make(continuation={"upload": place.upload(clip, "mine.wav"), "mode": "append"})
@@ -684,6 +753,8 @@ def test_uploads_survive_a_restart_and_leftovers_do_not(tmp_path: Path) -> None:
         ({"model": "bad"}, ModelBroken, "model"),
         ({"prompt": "  "}, InvalidParameter, "prompt"),
         ({"duration": 301}, InvalidParameter, "duration"),
+        ({"duration": 1.5, "loop": True}, InvalidParameter, "loop"),
+        ({"loop": True, "continuation": {"track": "no", "mode": "append"}}, InvalidParameter, "continuation"),
         ({"continuation": {"track": "nothing"}}, NotFound, "continuation"),
         ({"audio_prompt": {"upload": "nothing"}, "model": "fake-melody"}, NotFound, "audio_prompt"),
         ({"continuation": {"track": "a", "upload": "b"}}, InvalidParameter, "continuation"),

@@ -169,6 +169,7 @@ export class Actions {
       duration,
       seed: -1,
       takes: 1,
+      loop: false,
       audio_prompt: null,
       continuation: { track: track.name, mode: 'continue', from },
     });

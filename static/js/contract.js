@@ -6,8 +6,8 @@
 /**
  * @typedef {object} Parameter
  * @property {string} name
- * @property {'integer' | 'number' | 'string' | 'choice'} type
- * @property {number | string} default
+ * @property {'integer' | 'number' | 'string' | 'choice' | 'boolean'} type
+ * @property {number | string | boolean} default
  * @property {number | null} minimum
  * @property {number | null} maximum
  * @property {number | null} step
@@ -39,6 +39,7 @@
  * @property {number} cfg_coef
  * @property {number} seed
  * @property {number} takes
+ * @property {boolean} loop
  * @property {string} artist
  * @property {string} format
  * @property {string} sample_rate
@@ -72,6 +73,8 @@
  *
  * @typedef {{kind: 'upload' | 'track', name: string, seconds: number, mode?: string | null, from_s?: number | null}} Source
  *
+ * @typedef {{start_s: number, fade_s: number, beats: number | null, bpm: number | null, level_jump_db: number, spectrum_jump_db: number}} Loop
+ *
  * @typedef {object} Track
  * @property {string} name
  * @property {string} file
@@ -90,6 +93,7 @@
  * @property {Source | null} continuation
  * @property {Source | null} audio_prompt
  * @property {string | null} parent
+ * @property {Loop | null} loop the file plays round and round
  * @property {string[]} post
  * @property {{integrated_lufs: number | null, peak_dbfs: number | null}} loudness
  * @property {{backend: string, precision: string, device: string, why?: string} | null} engine

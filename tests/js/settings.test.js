@@ -79,3 +79,12 @@ test('kept presets that were tampered with are put right or left out', () => {
   assert.deepEqual(read.map((preset) => [preset.name, preset.values.duration]), [['x', 300]]);
   assert.deepEqual(settings.readPresets(parameters, { a: 1 }), []);
 });
+
+test('a switch is on or off and nothing else, and what goes on from a clip is no loop', () => {
+  assert.equal(settings.clamp(parameter('loop'), true), true);
+  for (const nonsense of ['true', 1, null]) assert.equal(settings.clamp(parameter('loop'), nonsense), false);
+  const values = settings.complete(parameters, { loop: true });
+  assert.equal(settings.request('x', values, none, false).loop, true);
+  const base = { ref: { track: 'T' }, label: 'T', seconds: 9, mode: /** @type {const} */ ('continue'), from: null };
+  assert.equal(settings.request('x', values, { ...none, base }, false).loop, false);
+});

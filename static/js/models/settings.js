@@ -4,7 +4,7 @@
  * @typedef {import('../contract.js').Parameter} Parameter
  * @typedef {import('../contract.js').GenerateBody} GenerateBody
  * @typedef {import('../contract.js').AudioRef} AudioRef
- * @typedef {Readonly<Record<string, number | string>>} Values
+ * @typedef {Readonly<Record<string, number | string | boolean>>} Values
  * @typedef {{name: string, values: Values}} Preset
  * @typedef {{ref: AudioRef, label: string, seconds: number}} Clip
  * @typedef {Clip & {mode: 'append' | 'continue', from: number | null}} Base
@@ -18,10 +18,11 @@ const MAX_PRESET_NAME = 40;
 
 /** Presets that come with the program. Names are i18n keys. @type {readonly Preset[]} */
 export const BUILT_IN = [
-  { name: 'preset.sketch', values: { duration: 5, takes: 1, top_k: 250, top_p: 0, temperature: 1, cfg_coef: 3 } },
+  { name: 'preset.sketch', values: { duration: 5, takes: 1, loop: false, top_k: 250, top_p: 0, temperature: 1, cfg_coef: 3 } },
   { name: 'preset.faithful', values: { top_k: 150, top_p: 0, temperature: 0.9, cfg_coef: 5 } },
   { name: 'preset.adventurous', values: { top_k: 0, top_p: 0.95, temperature: 1.15, cfg_coef: 2.5 } },
-  { name: 'preset.takes', values: { duration: 15, takes: 4, top_k: 250, top_p: 0, temperature: 1, cfg_coef: 3 } },
+  { name: 'preset.loop', values: { duration: 8, takes: 1, loop: true, top_k: 250, top_p: 0, temperature: 1, cfg_coef: 3 } },
+  { name: 'preset.takes', values: { duration: 15, takes: 4, loop: false, top_k: 250, top_p: 0, temperature: 1, cfg_coef: 3 } },
 ];
 
 /**
@@ -36,9 +37,10 @@ export function defaults(parameters) {
  * Bring any value into a parameter's type and range; what cannot be becomes the default.
  * @param {Parameter} parameter
  * @param {unknown} value
- * @returns {number | string}
+ * @returns {number | string | boolean}
  */
 export function clamp(parameter, value) {
+  if (parameter.type === 'boolean') return typeof value === 'boolean' ? value : parameter.default;
   if (parameter.type === 'choice') {
     return parameter.choices.includes(String(value)) ? String(value) : parameter.default;
   }
@@ -85,6 +87,8 @@ export function request(prompt, values, attachments, melody) {
     kind: 'generate',
     prompt: prompt.trim(),
     ...values,
+    // What goes on from a clip cannot lead back to its start: the switch is off and says so.
+    loop: values.loop === true && !base,
     audio_prompt: melody && audioPrompt ? audioPrompt.ref : null,
     continuation: base ? { ...base.ref, mode: base.mode, from: base.from } : null,
   });

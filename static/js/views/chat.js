@@ -164,6 +164,7 @@ function describe({ request, labels }, { words, store }) {
     model ? words.name(model) : request.model,
     Number.isFinite(request.duration) ? words.duration(request.duration) : '',
     request.takes > 1 ? t('summary.takes', { n: request.takes }) : '',
+    request.loop ? t('summary.loop') : '',
     labels.audio_prompt ? t('chip.audioPrompt', { name: labels.audio_prompt }) : '',
     labels.continuation ? t(`chip.${request.continuation?.mode ?? 'continue'}`, { name: labels.continuation }) : '',
   ];

@@ -133,10 +133,11 @@ function onKey(event, { store }, send) {
 /** @param {App} app */
 function summarise({ store, words }) {
   const { t } = words;
-  const { values, models } = store.state;
+  const { values, models, attachments } = store.state;
   const model = models.find((item) => item.id === values.model);
   const parts = [model ? words.name(model) : String(values.model), words.duration(Number(values.duration)), String(values.format).toUpperCase()];
   if (Number(values.takes) > 1) parts.push(t('summary.takes', { n: Number(values.takes) }));
+  if (values.loop === true && !attachments.base) parts.push(t('summary.loop'));
   if (Number(values.seed) >= 0) parts.push(t('summary.seed', { seed: String(values.seed) }));
   return parts.join(' · ');
 }

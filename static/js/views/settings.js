@@ -47,7 +47,7 @@ export function mountSettings(host, app) {
 /**
  * @param {App} app
  * @param {string} name
- * @param {number | string} value
+ * @param {number | string | boolean} value
  */
 function set({ store }, name, value) {
   store.dispatch({ type: 'values', values: { ...store.state.values, [name]: value } });
@@ -67,6 +67,8 @@ function field(parameter, app, view) {
       return seedField(parameter, app, view);
     case 'choice':
       return choiceField(parameter, app, view);
+    case 'switch':
+      return switchField(parameter, app, view);
     default:
       return textField(parameter, app, view);
   }
@@ -187,6 +189,33 @@ function choiceField(parameter, app, view) {
   const made = select(options, String(store.state.values[name]), (value) => set(app, name, value), { id, 'aria-describedby': `${id}-hint` });
   view.add(store.watch((state) => state.values, (values) => (made.value = String(values[name]))));
   return el('div', { class: 'field' }, label, made, hint);
+}
+
+/**
+ * @param {Parameter} parameter
+ * @param {App} app
+ * @param {Disposer} view
+ */
+function switchField(parameter, app, view) {
+  const { store, words } = app;
+  const { name } = parameter;
+  const { id, label, hint } = frame(parameter, app);
+  const box = el('input', { attrs: { type: 'checkbox', id, 'aria-describedby': `${id}-hint` } });
+  box.addEventListener('change', () => set(app, name, box.checked));
+  label.className = 'check';
+  label.prepend(box);
+  const made = el('div', { class: 'field' }, label, hint);
+  const show = () => {
+    const off = name === 'loop' && store.state.attachments.base !== null;
+    made.classList.toggle('off', off);
+    box.disabled = off;
+    box.checked = store.state.values[name] === true && !off;
+    hint.textContent = words.t(off ? 'hint.loop_off' : `hint.${name}`);
+  };
+  show();
+  view.add(store.watch((state) => state.values, show));
+  view.add(store.watch((state) => state.attachments, show));
+  return made;
 }
 
 /**
