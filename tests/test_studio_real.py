@@ -15,6 +15,9 @@ from modules import audio
 from modules.audio import Samples
 from modules.contract import GenerateRequest, Job, Track
 from modules.musicgen.melody import hear
+from modules.musicgen.tiny import steering
+from modules.musicgen.tiny.tonality import with_key
+from modules.musicgen.tiny.words import MODES, NOTE_NAMES
 from modules.settings import Settings
 from modules.studio import Studio
 
@@ -73,6 +76,26 @@ def test_an_extension_keeps_the_tracks_samples_and_is_heard_live_as_it_becomes(s
     seam = old.shape[1]
     assert np.abs(heard[:, :seam] - new[:, :seam]).max() < 1e-4
     assert heard.shape == new.shape
+
+
+def test_a_piece_that_goes_on_is_given_the_key_of_what_was_there(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, bool]] = []
+
+    def noting(prompt: str, sounding: np.ndarray) -> str:
+        asked.append((prompt, with_key(prompt, sounding), bool(sounding.any())))
+        return asked[-1][1]
+
+    monkeypatch.setattr(steering, "with_key", noting)
+    [first] = tracks(studio, run(studio, "keyed", prompt="solo piano in F# minor", seed=4))
+    tracks(studio, run(studio, "kept", prompt="piano", continuation={"track": first.name, "mode": "continue"}))
+    (_, named, _), (_, heard, known) = asked
+    assert named == "solo piano in F# minor"
+    assert known
+    root, mode = heard.removesuffix(", piano").split()
+    scale = (NOTE_NAMES.index(root) - MODES[mode]) % 12
+    assert scale in {9, 4, 2}, f"{heard} has hardly the notes of F# minor"
 
 
 def test_an_uploaded_melody_is_followed_and_named_beside_the_track(studio: Studio, tmp_path: Path) -> None:
