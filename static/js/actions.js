@@ -83,12 +83,14 @@ export class Actions {
   /** @param {string} id @param {Body} body */
   async deliver(id, body) {
     this.asked.add(id);
-    this.store.dispatch({ type: 'chat/change', id, change: { state: 'sending', error: null } });
+    this.store.dispatch({ type: 'chat/change', id, change: { state: 'sending', error: null, again: 0 } });
     try {
       const job = await api.submit(body, id);
       this.store.dispatch({ type: 'job', job });
     } catch (problem) {
-      this.store.dispatch({ type: 'chat/change', id, change: { state: 'refused', error: api.asError(problem) } });
+      const error = api.asError(problem);
+      const wait = Number(error.details?.retry_after_s ?? 0);
+      this.store.dispatch({ type: 'chat/change', id, change: { state: 'refused', error, again: wait > 0 ? Date.now() + wait * 1000 : 0 } });
     }
   }
 

@@ -122,6 +122,29 @@ def test_a_failed_job_says_why_and_can_be_tried_again(page: Page, site: Site) ->
     assert [spec.prompt for spec in site.engine.specs] == ["unlucky", "unlucky"]
 
 
+@pytest.mark.complains
+def test_a_full_queue_says_when_a_place_should_be_free_and_counts_down(page: Page, site: Site) -> None:
+    site.engine.step_s = 0.05
+    site.studio.jobs_queue._capacity = 1
+    for prompt in ("first", "second", "third"):
+        ask(page, prompt)
+        expect(page.locator(".entry")).to_have_count(("first", "second", "third").index(prompt) + 1)
+        expect(page.get_by_text("Sending")).to_have_count(0)
+    trouble = page.locator(".trouble")
+    expect(trouble).to_contain_text("The queue is full")
+    left = trouble.locator(".countdown")
+    expect(left).to_contain_text("A place should be free")
+    said = left.inner_text()
+    expect(left).not_to_have_text(said)
+    page.reload()
+    expect(page.locator(".countdown")).to_contain_text("A place should be free")
+    site.engine.step_s = 0
+    expect(page.locator(".take .link")).to_have_count(2)
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator(".take .link")).to_have_count(3)
+    expect(page.locator(".trouble")).to_have_count(0)
+
+
 def test_rerun_makes_the_same_music_and_reuse_brings_the_request_back(page: Page, site: Site) -> None:
     ask(page, "again")
     expect(page.locator(".take .link")).to_have_count(1)

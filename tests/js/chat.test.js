@@ -26,7 +26,7 @@ test('what is not a chat is refused whole, and entries that make no sense are le
 
 test('an imported entry carries nothing but what an entry has', () => {
   const [entry] = chat.read([{ ...made(), evil: 1, labels: { continuation: 'T', __proto__: 'x', other: 'y' }, error: { code: 'x', message: 'm', stack: 's' }, tracks: [{ name: 'A', file: 7 }], removed: ['A', 'never'] }]);
-  assert.deepEqual(Object.keys(entry ?? {}).sort(), ['at', 'error', 'id', 'labels', 'removed', 'request', 'state', 'tracks', 'unknown']);
+  assert.deepEqual(Object.keys(entry ?? {}).sort(), ['again', 'at', 'error', 'id', 'labels', 'removed', 'request', 'state', 'tracks', 'unknown']);
   assert.deepEqual(entry?.labels, { continuation: 'T' });
   assert.deepEqual(entry?.error, { code: 'x', message: 'm' });
   assert.deepEqual(entry?.removed, ['A']);

@@ -22,6 +22,7 @@ import { isFinal } from './jobs.js';
  * @property {string[]} removed names among `tracks` that were deleted since
  * @property {string[]} unknown words of the prompt that the model did not read
  * @property {StudioError | null} error
+ * @property {number} again when to try again what was refused, milliseconds since 1970; 0 when nothing says so
  */
 
 export const MAX_ENTRIES = 500;
@@ -36,7 +37,7 @@ const STATES = new Set(['sending', 'sent', 'refused', 'queued', 'running', 'done
  * @returns {Entry}
  */
 export function entry(id, body, labels, at) {
-  return { id, at, request: body, labels, state: 'sending', tracks: [], removed: [], unknown: [], error: null };
+  return { id, at, request: body, labels, state: 'sending', tracks: [], removed: [], unknown: [], error: null, again: 0 };
 }
 
 /**
@@ -144,7 +145,7 @@ function readEntry(raw) {
   const names = new Set(tracks.map((track) => track.name));
   return {
     id: raw.id,
-    at: typeof raw.at === 'number' && Number.isFinite(raw.at) ? raw.at : 0,
+    at: time(raw.at),
     request: body,
     labels: readLabels(raw.labels),
     state: raw.state,
@@ -152,8 +153,12 @@ function readEntry(raw) {
     removed: list(raw.removed).filter((name) => names.has(name)),
     unknown: list(raw.unknown).map((word) => text(word)).filter((word) => word !== ''),
     error: readError(raw.error),
+    again: time(raw.again),
   };
 }
+
+/** @param {unknown} raw */
+const time = (raw) => (typeof raw === 'number' && Number.isFinite(raw) ? raw : 0);
 
 /** @param {unknown} raw @returns {any[]} */
 const list = (raw) => (Array.isArray(raw) ? raw.slice(0, 64) : []);

@@ -114,7 +114,7 @@ function mark(host, active) {
 function draw(item, entry, app) {
   const job = byClient(app.store.state.jobs, entry.id);
   const live = job && !isFinal(job) ? job : undefined;
-  const drawn = JSON.stringify([entry.state, entry.tracks, entry.removed, entry.unknown, entry.error, live?.id, live?.live]);
+  const drawn = JSON.stringify([entry.state, entry.tracks, entry.removed, entry.unknown, entry.error, entry.again, live?.id, live?.live]);
   if (drawn === item.drawn) {
     if (live) item.progress?.(live);
     return;
@@ -187,7 +187,7 @@ function reply(item, entry, job, app) {
     return el('div', { class: 'bubble reply quiet' }, el('span', { text: t('status.sending') }));
   }
   const made = el('div', { class: `bubble reply ${entry.state}` });
-  if (entry.error || entry.state === 'interrupted') made.append(trouble(entry, app));
+  if (entry.error || entry.state === 'interrupted') made.append(trouble(entry, app, item.parts));
   if (entry.state === 'cancelled') made.append(el('p', { class: 'said', text: t(entry.tracks.length > 0 ? 'status.kept' : 'status.cancelled') }));
   if (entry.state === 'done' && entry.request.kind === 'split') made.append(el('p', { class: 'said', text: t('chat.splitDone') }), splitLink(entry, app));
   if (entry.unknown.length > 0) made.append(el('p', { class: 'note', text: notRead(entry.unknown, app) }));
@@ -202,8 +202,8 @@ function splitLink({ request, labels }, { words, actions }) {
   return button({ label: labels.source ?? name, kind: 'link', press: () => void actions.open(name), attrs: { 'data-track': name, title: words.t('chat.open') } });
 }
 
-/** @param {Entry} entry @param {App} app */
-function trouble(entry, app) {
+/** @param {Entry} entry @param {App} app @param {Disposer} parts */
+function trouble(entry, app, parts) {
   const { words, actions, dialogs } = app;
   const { t } = words;
   const { error } = entry;
@@ -218,17 +218,33 @@ function trouble(entry, app) {
   const missing = error?.code === 'model_missing' || error?.code === 'unknown_model';
   return el(
     'div',
-    { class: 'trouble', attrs: { role: 'alert' } },
+    { class: 'trouble' },
     icon('warning'),
-    el('div', { class: 'trouble-text' }, ...said),
+    el('div', { class: 'trouble-text', attrs: { role: 'alert' } }, ...said),
     el(
       'div',
       { class: 'trouble-actions' },
+      entry.state === 'refused' && entry.again > 0 ? countdown(entry.again, app, parts) : null,
       ...other,
       missing ? button({ label: t('action.models'), press: () => dialogs.models() }) : null,
       button({ label: t('action.retry'), icon: 'redo', press: () => void actions.retry(entry) }),
     ),
   );
+}
+
+/** How long until a place should be free, second by second; outside the alert, which is read out once. @param {number} at @param {App} app @param {Disposer} parts */
+function countdown(at, { words }, parts) {
+  const { t } = words;
+  const said = el('span', { class: 'countdown' });
+  const tell = () => {
+    const left = Math.ceil((at - Date.now()) / 1000);
+    said.textContent = left > 0 ? t('chat.againIn', { time: words.duration(left) }) : t('chat.againNow');
+    if (left <= 0) clearInterval(timer);
+  };
+  const timer = setInterval(tell, 1000);
+  parts.add(() => clearInterval(timer));
+  tell();
+  return said;
 }
 
 /** What to say before anything was said. @param {App} app */
