@@ -109,12 +109,25 @@ export class Live extends EventTarget {
     this.dispatchEvent(new CustomEvent('change', { detail: id }));
   }
 
+  /**
+   * A loop is a stretch of what was heard: the place in the music stays, and from here on it goes round.
+   * @param {import('./contract.js').Track} track
+   * @param {number} startS where in what was heard the loop begins
+   */
+  turnRound(track, startS) {
+    const { player } = this;
+    const at = player.time - startS;
+    const seconds = track.duration_s;
+    void player.load(trackSound(track, api.audioUrl(track.name)), { at: ((at % seconds) + seconds) % seconds, play: player.playing });
+  }
+
   /** What is heard of a finished job goes on under its track's name. @param {Job} job */
   settle(job) {
     if (this.player.key !== `job:${job.id}`) return;
     const name = job.tracks[0] ?? job.track;
     const track = name ? this.store.state.tracks[name] : undefined;
-    if (track) this.player.becomes(`job:${job.id}`, trackSound(track, api.audioUrl(track.name)));
+    if (track?.loop) this.turnRound(track, track.loop.start_s);
+    else if (track) this.player.becomes(`job:${job.id}`, trackSound(track, api.audioUrl(track.name)));
     else if (!name) this.player.pause();
   }
 }

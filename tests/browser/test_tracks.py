@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+from modules import audio
 from modules.contract import GenerateRequest, SeparatorInfo, TrackQuery
 from tests.browser.conftest import Site, wait_for_sound
 
@@ -35,6 +38,84 @@ def two(page: Page, site: Site) -> tuple[str, str]:
         expect(page.locator(".take .link")).to_have_count(number)
     names = [link.get_attribute("data-track") or "" for link in page.locator(".take .link").all()]
     return names[0], names[1]
+
+
+LAID = """
+// Every piece that is laid on the sound clock: when, how many frames, its first and last sample.
+(() => {
+  const start = AudioBufferSourceNode.prototype.start;
+  window.__laid = [];
+  AudioBufferSourceNode.prototype.start = function (when, ...rest) {
+    const samples = this.buffer.getChannelData(0);
+    window.__laid.push([when, samples.length, samples[0], samples[samples.length - 1], this.buffer.sampleRate]);
+    return start.call(this, when, ...rest);
+  };
+})();
+"""
+
+
+def test_a_loop_plays_round_and_round_and_its_seam_can_be_heard(page: Page, site: Site) -> None:
+    make(site, "first of all")  # measuring loudness is slow once
+    page.context.add_init_script(LAID)
+    page.reload()
+    page.wait_for_selector(".model-name")
+    page.locator("#settings-toggle").click()
+    page.get_by_role("checkbox", name="Loop").check()
+    page.get_by_label("Duration, s, exact value").fill("2")
+    page.fill("#prompt", "round and round")
+    site.engine.step_s = 0.005
+    page.keyboard.press("Enter")
+    # What is heard while it is made goes round once it is a loop.
+    play = page.locator(".transport").get_by_role("button", name="Play", exact=True)
+    pause = page.locator(".transport").get_by_role("button", name="Pause", exact=True)
+    loop = page.locator(".transport").get_by_role("button", name="Loop", exact=True)
+    expect(pause).to_be_visible()
+    expect(loop).to_have_attribute("aria-pressed", "true")
+    page.wait_for_timeout(1_500)
+    wait_for_sound(page)
+    pause.click()
+    page.evaluate("() => window.__laid.splice(0)")
+    track = site.studio.tracks(TrackQuery())[0][0]
+    name = track.name
+    assert track.loop is not None
+    expect(page.locator("#card .parameters")).to_contain_text("at the seam the level changes by")
+    seam = page.get_by_role("button", name="Hear the seam")
+    seam.focus()
+    page.keyboard.press("Enter")
+    expect(seam).to_have_attribute("aria-pressed", "true")
+    wait_for_sound(page)
+    expect(seam).to_have_attribute("aria-pressed", "false")
+    expect(play).to_be_visible()
+    span = min(2.0, track.duration_s / 2)
+    assert_without_a_gap(page, site, name, [(track.duration_s - span, track.duration_s), (0.0, span)])
+
+    # The player goes round by itself, until it is told not to.
+    play.click()
+    page.wait_for_timeout(1000 * track.duration_s + 500)
+    wait_for_sound(page)
+    pause.click()
+    assert_without_a_gap(page, site, name, [(0.0, track.duration_s), (0.0, 0.1)])
+    loop.click()
+    expect(loop).to_have_attribute("aria-pressed", "false")
+
+
+def assert_without_a_gap(page: Page, site: Site, name: str, spans: list[tuple[float, float]]) -> None:
+    """What was laid on the clock since the last call are these stretches of the track, one right after the other."""
+    laid: list[list[Any]] = page.evaluate("() => window.__laid.splice(0)")
+    rate = laid[0][4]
+    samples = audio.decode(site.studio.audio_file(name)).samples[0]
+    expected = np.concatenate([np.arange(round(start * rate), round(end * rate)) for start, end in spans])
+    clock = round(laid[0][0] * rate)
+    done = 0
+    for when, frames, first, last, _ in laid:
+        assert round(when * rate) == clock + done, "a gap, or one piece over another"
+        if done + frames <= len(expected):
+            assert first == pytest.approx(samples[expected[done]], abs=1e-6)
+            # The last sample of all is faded out.
+            ends = done + frames == len(expected)
+            assert ends or last == pytest.approx(samples[expected[done + frames - 1]], abs=1e-6)
+        done += frames
+    assert done >= len(expected)
 
 
 def card_title(page: Page) -> str:
@@ -220,8 +301,13 @@ def test_the_library_searches_filters_pages_and_opens(page: Page, site: Site) ->
 def test_a_clip_to_continue_can_be_picked_from_the_library(page: Page, site: Site) -> None:
     name = make(site, "the beginning")[0]
     page.locator("#settings-toggle").click()
+    loop = page.get_by_role("checkbox", name="Loop")
+    loop.check()
     page.get_by_role("group", name="Continue or append to").get_by_role("button", name="Library").click()
     page.get_by_role("dialog").locator(".track-open").click()
+    expect(loop).to_be_disabled()
+    expect(loop).not_to_be_checked()
+    expect(page.locator("#set-loop-hint")).to_contain_text("cannot lead back")
     page.get_by_label("How").select_option("append")
     expect(page.locator(".chip")).to_contain_text(f"Append to: {name}")
     page.fill("#prompt", "the end")
@@ -231,6 +317,8 @@ def test_a_clip_to_continue_can_be_picked_from_the_library(page: Page, site: Sit
     parsed = GenerateRequest.model_validate(request)
     assert parsed.continuation is not None
     assert (parsed.continuation.track, parsed.continuation.mode) == (name, "append")
+    assert not parsed.loop
+    expect(loop).to_be_checked()
 
 
 def test_what_another_page_makes_or_deletes_is_seen_here(page: Page, site: Site) -> None:

@@ -17,6 +17,7 @@ import { ElementVoice, SampleVoice } from './voices.js';
  * @property {number} seconds 0 while it is not known
  * @property {number} sampleRateHz
  * @property {number} [gainDb] to match another's loudness
+ * @property {boolean} [loops] its end leads into its start: it plays round and round unless it is told not to
  */
 
 const FADE_S = 0.02;
@@ -38,8 +39,12 @@ export class Player extends EventTarget {
     /** @type {Error | null} */
     this.problem = null;
     this.rest = 0;
+    /** Only the seam is heard: the sound's end, then its start. */
+    this.seamOnly = false;
     /** @type {AbortController | null} */
     this.fetching = null;
+    /** @type {Promise<Pcm> | null} what is being fetched */
+    this.coming = null;
     /** @type {Map<number, AudioContext>} one a sample rate; 0 is the device's own */
     this.contexts = new Map();
     /** Which load is the latest: an older one that arrives late is dropped. */
@@ -59,7 +64,7 @@ export class Player extends EventTarget {
   }
 
   get waiting() {
-    return this.playing && (this.voice?.waiting ?? false);
+    return this.playing && (this.voice ? this.voice.waiting : this.fetching !== null);
   }
 
   /** @param {string} key */
@@ -83,7 +88,8 @@ export class Player extends EventTarget {
     const before = this.voice;
     this.voice = null;
     this.sound = sound;
-    this.loop = null;
+    this.loop = sound.loops ? { start: 0, end: sound.seconds } : null;
+    this.seamOnly = false;
     this.problem = null;
     this.rest = at;
     this.playing = play;
@@ -104,15 +110,21 @@ export class Player extends EventTarget {
 
   /** @param {number} at */
   async start(at) {
+    const { turn } = this;
+    this.rest = at;
+    this.playing = true;
+    this.tell();
+    if (this.sound?.loops && !this.voice) {
+      // From a media element the first time round would have a gap.
+      await this.fetchSamples();
+      if (turn !== this.turn || !this.playing) return;
+    }
     const voice = this.voice ?? this.makeVoice();
     this.voice = voice;
     voice.setGain(this.gain(), 0);
     voice.setLoop(this.loop);
-    const { turn } = this;
-    this.playing = true;
-    this.tell();
     try {
-      await voice.play(at);
+      await voice.play(this.rest);
     } catch (problem) {
       // A play that a pause or another load overtook is no failure.
       if (turn === this.turn && !(problem instanceof DOMException && problem.name === 'AbortError')) this.fail(problem);
@@ -129,13 +141,13 @@ export class Player extends EventTarget {
   /** @returns {Voice} */
   makeVoice() {
     const sound = /** @type {Sound} */ (this.sound);
-    const told = {
-      changed: () => this.tell(),
-      ended: () => this.ended(),
-      failed: (/** @type {Error} */ problem) => this.fail(problem),
-    };
-    if (sound.pcm) return new SampleVoice(this.context(sound.pcm.sampleRateHz), sound.pcm, told);
-    return new ElementVoice(this.context(0), sound.url ?? '', told);
+    if (sound.pcm) return new SampleVoice(this.context(sound.pcm.sampleRateHz), sound.pcm, this.told());
+    return new ElementVoice(this.context(0), sound.url ?? '', this.told());
+  }
+
+  /** @returns {import('./voices.js').Told} */
+  told() {
+    return { changed: () => this.tell(), ended: () => this.ended(), failed: (problem) => this.fail(problem) };
   }
 
   /** @param {number} rate */
@@ -154,6 +166,7 @@ export class Player extends EventTarget {
 
   ended() {
     this.playing = false;
+    this.seamOnly = false;
     this.rest = 0;
     this.voice?.seek(0);
     this.tell();
@@ -175,6 +188,7 @@ export class Player extends EventTarget {
     if (!this.playing) return;
     this.voice?.pause();
     this.playing = false;
+    this.seamOnly = false;
     this.tell();
   }
 
@@ -187,6 +201,8 @@ export class Player extends EventTarget {
   seek(seconds) {
     const at = Math.min(Math.max(0, seconds), this.seconds);
     this.rest = at;
+    if (this.seamOnly) this.voice?.setLoop(this.loop);
+    this.seamOnly = false;
     this.voice?.seek(at);
     this.tell();
   }
@@ -201,30 +217,75 @@ export class Player extends EventTarget {
   /** @param {{start: number, end: number} | null} loop */
   setLoop(loop) {
     this.loop = loop;
+    this.seamOnly = false;
     this.voice?.setLoop(loop);
     this.tell();
     if (loop) void this.toMemory();
   }
 
+  /** @returns {Promise<boolean>} the sound's samples are in memory; no when they cannot be, or another sound came */
+  async fetchSamples() {
+    const { sound, turn } = this;
+    if (sound?.pcm) return true;
+    if (!sound?.url || sound.seconds > LOOP_IN_MEMORY_S) return false;
+    if (!this.fetching || !this.coming) {
+      this.fetching = new AbortController();
+      this.coming = decodeWhole(sound.url, sound.sampleRateHz, this.fetching.signal);
+    }
+    try {
+      const pcm = await this.coming;
+      if (turn !== this.turn || !this.sound) return false;
+      this.sound = { ...this.sound, pcm };
+      return true;
+    } catch {
+      return false;
+    } finally {
+      if (turn === this.turn) this.fetching = this.coming = null;
+    }
+  }
+
   /** Change from the media element to samples in memory, for loops without a gap. */
   async toMemory() {
     const { sound, turn } = this;
-    if (!sound?.url || sound.pcm || this.fetching || sound.seconds > LOOP_IN_MEMORY_S) return;
-    this.fetching = new AbortController();
-    try {
-      const pcm = await decodeWhole(sound.url, sound.sampleRateHz, this.fetching.signal);
-      if (turn !== this.turn) return;
-      const [at, before] = [this.time, this.voice];
-      this.sound = { ...sound, pcm };
-      this.voice = null;
-      this.rest = at;
-      if (this.playing) await this.start(before ? before.time : at);
-      this.retire(before);
-    } catch {
-      // The element goes on looping, a painted frame's worth less exactly.
-    } finally {
-      if (turn === this.turn) this.fetching = null;
+    // A sound that is there already, or that somebody waits for, is theirs. Where it cannot be had the element goes
+    // on looping, a painted frame's worth less exactly.
+    if (sound?.pcm || this.fetching || !(await this.fetchSamples()) || turn !== this.turn) return;
+    const [at, before] = [this.time, this.voice];
+    this.voice = null;
+    this.rest = at;
+    if (this.playing) await this.start(before ? before.time : at);
+    this.retire(before);
+  }
+
+  /**
+   * How the end leads into the start: the last seconds, then the first, without a gap; then silence.
+   * @param {number} spanS on each side
+   */
+  async hearSeam(spanS) {
+    const { sound } = this;
+    if (!sound) return;
+    this.turn += 1;
+    const { turn } = this;
+    const span = Math.min(spanS, sound.seconds / 2);
+    this.retire(this.voice);
+    this.voice = null;
+    this.problem = null;
+    this.rest = sound.seconds - span;
+    this.playing = this.seamOnly = true;
+    this.tell();
+    const there = await this.fetchSamples();
+    if (turn !== this.turn || !this.playing) return;
+    const pcm = this.sound?.pcm;
+    if (!there || !pcm) {
+      this.seamOnly = false;
+      this.fail(new Error('no samples'));
+      return;
     }
+    const voice = new SampleVoice(this.context(pcm.sampleRateHz), pcm, this.told());
+    this.voice = voice;
+    voice.setGain(this.gain(), 0);
+    voice.setLoop({ start: 0, end: sound.seconds });
+    await voice.play(this.rest, 2 * span);
   }
 
   /**
@@ -261,7 +322,7 @@ export class Player extends EventTarget {
  * @returns {Sound}
  */
 export function trackSound(track, url, gainDb = 0) {
-  return { key: `track:${track.name}`, url, seconds: track.duration_s, sampleRateHz: track.sample_rate_hz, gainDb };
+  return { key: `track:${track.name}`, url, seconds: track.duration_s, sampleRateHz: track.sample_rate_hz, gainDb, loops: Boolean(track.loop) };
 }
 
 /**

@@ -28,6 +28,16 @@ const PIECE_S = 0.25;
 const TICK_MS = 80;
 /** A stream that ran dry goes on once this much has gathered, or it would stutter at every piece. */
 const REFILL_S = 0.6;
+const FADE_S = 0.05;
+
+/** @param {Float32Array} samples @param {number} frames of the end that fade */
+function fadeOut(samples, frames) {
+  const fade = Math.min(frames, samples.length);
+  for (let index = 0; index < fade; index += 1) {
+    const at = samples.length - 1 - index;
+    samples[at] = /** @type {number} */ (samples[at]) * (index / fade);
+  }
+}
 
 /** @implements {Voice} */
 export class ElementVoice {
@@ -150,6 +160,8 @@ export class SampleVoice {
     /** @type {Set<AudioBufferSourceNode>} */
     this.nodes = new Set();
     this.timer = 0;
+    /** Frames that are still to be heard before it ends by itself. */
+    this.left = Infinity;
     this.stopGrow = pcm.onGrow(() => this.tick());
   }
 
@@ -167,9 +179,10 @@ export class SampleVoice {
     this.output.gain.setTargetAtTime(gain, this.context.currentTime, overS / 3);
   }
 
-  /** @param {number} at */
-  async play(at) {
+  /** @param {number} at @param {number} [forS] end by itself after so long */
+  async play(at, forS = Infinity) {
     this.stopNodes();
+    this.left = Math.round(forS * this.pcm.sampleRateHz);
     this.rest = this.next = this.frame(at);
     this.playing = true;
     if (this.context.state !== 'running') await this.context.resume();
@@ -194,7 +207,9 @@ export class SampleVoice {
   /** @param {{start: number, end: number} | null} loop */
   setLoop(loop) {
     const rate = this.pcm.sampleRateHz;
-    this.loop = loop ? { start: Math.round(loop.start * rate), end: Math.round(loop.end * rate) } : null;
+    // A decoder may give a frame less than the length says: the loop turns where the sound ends.
+    const most = this.pcm.ended ? this.pcm.frames : Infinity;
+    this.loop = loop ? { start: Math.round(loop.start * rate), end: Math.min(most, Math.round(loop.end * rate)) } : null;
     // What is scheduled already may run past the new end: schedule again from here.
     if (this.playing) void this.play(this.time);
   }
@@ -211,8 +226,9 @@ export class SampleVoice {
     if (idle && !this.refilled()) return;
     if (idle) this.clock = Math.ceil(this.now + 0.02 * rate);
     while (this.clock < this.now + AHEAD_S * rate) {
-      const piece = nextPiece(this.next, this.pcm.frames, this.loop, Math.round(PIECE_S * rate));
+      const piece = nextPiece(this.next, this.pcm.frames, this.loop, Math.min(this.left, Math.round(PIECE_S * rate)));
       if (!piece) break;
+      this.left -= piece.frames;
       this.schedule(piece.from, piece.frames);
       this.next = piece.next;
     }
@@ -222,14 +238,14 @@ export class SampleVoice {
   /** @returns {boolean} there is something to go on with; otherwise it waits, or has ended */
   refilled() {
     const left = this.pcm.frames - this.next;
-    if (left > 0 && (this.pcm.ended || this.loop || left >= REFILL_S * this.pcm.sampleRateHz)) {
+    if (this.left > 0 && left > 0 && (this.pcm.ended || this.loop || left >= REFILL_S * this.pcm.sampleRateHz)) {
       if (this.waiting) {
         this.waiting = false;
         this.told.changed();
       }
       return true;
     }
-    if (this.pcm.ended) {
+    if (this.pcm.ended || this.left <= 0) {
       this.pause();
       this.told.ended();
     } else if (!this.waiting) {
@@ -244,7 +260,10 @@ export class SampleVoice {
     const { sampleRateHz, channels } = this.pcm;
     const buffer = this.context.createBuffer(channels, frames, sampleRateHz);
     for (let channel = 0; channel < channels; channel += 1) {
-      buffer.copyToChannel(this.pcm.slice(channel, from, from + frames), channel);
+      const samples = this.pcm.slice(channel, from, from + frames);
+      // It ends by itself in the middle of the music: not with a click.
+      if (this.left <= 0) fadeOut(samples, Math.round(FADE_S * sampleRateHz));
+      buffer.copyToChannel(samples, channel);
     }
     const node = this.context.createBufferSource();
     node.buffer = buffer;

@@ -27,6 +27,7 @@ import { parameterTable } from './parameters.js';
 
 const BINS = 1200;
 const WAVE_HEIGHT = 112;
+const SEAM_S = 2;
 
 /**
  * @param {HTMLElement} host
@@ -177,6 +178,20 @@ function playerPart(track, app, parts) {
     },
   });
   loop.dataset.command = 'loop';
+  const seam = button({
+    label: t('seam.hear'),
+    icon: 'loop',
+    pressed: false,
+    press: async () => {
+      if (mine() && player.seamOnly) {
+        player.pause();
+        return;
+      }
+      if (!mine()) await sound(0, false);
+      await player.hearSeam(SEAM_S);
+    },
+    attrs: { title: t('seam.hint', { n: SEAM_S }) },
+  });
   const position = el('span', { class: 'time', text: `0:00 / ${clock(seconds)}` });
   const volume = el('input', { class: 'slider volume', attrs: { type: 'range', min: 0, max: 1, step: 0.01, 'aria-label': t('player.volume') } });
   volume.addEventListener('input', () => store.dispatch({ type: 'prefs', prefs: { volume: Number(volume.value) } }));
@@ -190,6 +205,7 @@ function playerPart(track, app, parts) {
     play.replaceChildren(icon(on ? 'pause' : 'play'));
     setAttrs(play, { 'aria-label': t(on ? 'player.pause' : 'player.play'), title: t(on ? 'player.pause' : 'player.play') });
     loop.setAttribute('aria-pressed', String(mine() && player.loop !== null));
+    seam.setAttribute('aria-pressed', String(mine() && player.seamOnly));
     drawn?.showLoop(mine() ? player.loop : null);
     volume.value = String(player.volume);
     volume.style.setProperty('--share', `${player.volume * 100}%`);
@@ -230,5 +246,6 @@ function playerPart(track, app, parts) {
     { class: 'player', attrs: { 'aria-label': t('player.title') } },
     wave,
     el('div', { class: 'transport' }, play, position, loop, el('span', { class: 'push' }), mute, volume, download),
+    track().loop ? el('div', { class: 'transport' }, seam) : null,
   );
 }

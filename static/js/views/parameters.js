@@ -27,6 +27,7 @@ export function rows(track, { words, store }) {
     [t('table.seedUsed'), String(track.seed)],
     ...asked.map((name) => /** @type {[string, string]} */ ([t(`param.${name}`), words.number(value(name))])),
     [t('table.take'), track.take > 1 || Number(track.asked.takes) > 1 ? words.number(track.take) : null],
+    [t('table.loop'), looped(track, words)],
     [t('table.file'), [track.format.toUpperCase(), t('table.rate', { rate: words.number(track.sample_rate_hz / 1000, 2) }), t(track.channels === 1 ? 'table.mono' : 'table.stereo'), words.bytes(track.bytes)].join(' · ')],
     [t('table.loudness'), loudness(track, words)],
     [t('table.continuation'), track.continuation ? t(`chip.${track.continuation.mode ?? 'continue'}`, { name: track.continuation.name }) : null],
@@ -37,6 +38,14 @@ export function rows(track, { words, store }) {
     [t('table.early'), track.kept_early ? t('table.yes') : null],
   ];
   return all.filter((row) => /** @type {boolean} */ (row[1] !== null && row[1] !== '')).map(([label, text]) => [label, String(text)]);
+}
+
+/** @param {Track} track @param {App['words']} words */
+function looped({ loop }, words) {
+  if (!loop) return null;
+  const beats = loop.beats === null || loop.bpm === null ? null : words.t('table.beats', { n: loop.beats, bpm: words.number(loop.bpm, 1) });
+  const jump = words.t('table.seam', { level: words.number(Math.round(loop.level_jump_db * 10) / 10 + 0), spectrum: words.number(loop.spectrum_jump_db, 1) });
+  return [beats, jump].filter(Boolean).join(' · ');
 }
 
 /** @param {Track} track @param {App['words']} words */
