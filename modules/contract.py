@@ -200,12 +200,23 @@ class Error(Model):
 # ---------------------------------------------------------------------------------------- vocabularies
 AudioFormat: TypeAlias = Literal["wav", "flac", "mp3"]
 SampleRate: TypeAlias = Literal["original", "48k", "32k", "16k"]
+Decoder: TypeAlias = Literal["codec", "diffusion"]
+"""What turns tokens into the track's sound: the model's own codec, or Multi-Band Diffusion."""
 StemChoice: TypeAlias = Literal["none", "all", "vocals", "drums", "bass", "other"]
 ContinuationMode: TypeAlias = Literal["append", "continue"]
 JobKind: TypeAlias = Literal["generate", "split", "load"]
 JobStatus: TypeAlias = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 JobPhase: TypeAlias = Literal[
-    "queued", "downloading", "loading", "preparing", "generating", "decoding", "splitting", "saving", "finished"
+    "queued",
+    "downloading",
+    "loading",
+    "preparing",
+    "generating",
+    "decoding",
+    "rendering",
+    "splitting",
+    "saving",
+    "finished",
 ]
 ModelState: TypeAlias = Literal["ready", "downloadable", "missing", "broken"]
 
@@ -264,6 +275,7 @@ class GenerateRequest(Model):
     top_p: float = _setting("sampling", step=0.01, default=0.0, ge=0.0, le=1.0)
     temperature: float = _setting("sampling", step=0.05, default=1.0, ge=0.0, le=2.0)
     cfg_coef: float = _setting("sampling", step=0.1, default=3.0, ge=1.0, le=10.0)
+    decoder: Decoder = _setting("sampling", widget="choice", default="codec")
     seed: int = _setting("seed", step=1, widget="seed", default=AUTO_SEED, ge=AUTO_SEED, le=MAX_SEED)
     takes: int = _setting("length", step=1, default=1, ge=1, le=8)
     loop: bool = _setting("length", widget="switch", default=False)
@@ -530,6 +542,14 @@ class Job(Model):
     error: Error | None = None
 
 
+class DiffusionInfo(Model):
+    """The weights of Multi-Band Diffusion, as a model that can use them sees them."""
+
+    state: ModelState
+    licence: str
+    missing: list[str] = []
+
+
 class ModelInfo(Model):
     """One line of the catalogue."""
 
@@ -554,6 +574,8 @@ class ModelInfo(Model):
     """Where it is or will be kept, as shown to a person."""
     loaded: bool = False
     problem: str = ""
+    diffusion: DiffusionInfo | None = None
+    """None where the model's codec is its only decoder."""
 
 
 class StemMix(Model):

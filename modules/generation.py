@@ -31,16 +31,17 @@ from modules.contract import (
     SAMPLE_RATES_HZ,
     Cancelled,
     GenerateRequest,
+    Internal,
     InvalidParameter,
     Loop,
     Loudness,
     Track,
 )
-from modules.estimate import Measurements
+from modules.estimate import Measurements, render_key
 from modules.jobs import JobContext
 from modules.library import Library
 from modules.live import LiveAudio
-from modules.material import JOIN_FADE_S, LEAD_S, LoadedModel, Origin, Sound, context, melody, origin
+from modules.material import JOIN_FADE_S, LEAD_S, Diffusion, LoadedModel, Origin, Sound, context, melody, origin
 from modules.musicgen.engine import Codes, GenerationSpec
 from modules.settings import VERSION
 
@@ -103,6 +104,13 @@ class Plan:
         if self.prompt_codes is None:
             return None
         return self.prompt_codes[:, -round(LEAD_S * self.loaded.frame_rate_hz) :]
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """Raises Internal when the model was loaded without it."""
+        if self.loaded.diffusion is None:
+            raise Internal("the model was loaded without the decoder that was asked for")
+        return self.loaded.diffusion
 
     def spec(self) -> GenerationSpec:
         request = self.request
@@ -307,7 +315,10 @@ class Generation:
             stack.callback(self._end_live)
             first, codes = self._generate()
             for take in range(self._plan.request.takes):
-                sound = first if take == 0 else self._decode(codes[take], take)
+                if self._plan.request.decoder == "diffusion":
+                    sound = self._render(codes[take], take, first)
+                else:
+                    sound = first if take == 0 else self._decode(codes[take], take)
                 self._save(take, sound, codes[take])
         return self._saved
 
@@ -362,6 +373,29 @@ class Generation:
         self._stage.measurements.add(made.request.made_s / spent, "decode_x", made.loaded.info.id)
         return np.concatenate(parts, axis=1)
 
+    def _render(self, codes: Codes, take: int, heard: Samples) -> Samples:
+        """A take's sound by Multi-Band Diffusion, float32 [C, T]. `heard` is the first take's, by the codec."""
+        made, takes, began = self._plan, self._plan.request.takes, time.monotonic()
+        # Whoever listens has heard the codec's sound to its end.
+        self._end_live()
+        known = codes if made.lead is None else np.concatenate([made.lead, codes], axis=1)
+
+        def told(done: int, total: int) -> None:
+            self._job.check()
+            self._job.progress("rendering", take * total + done, takes * total)
+
+        try:
+            with made.timed("render"):
+                clip = made.diffusion.render(known, made.seeds[take], told)
+        except Cancelled:
+            if self._job.keep and take == 0:
+                self._save(0, heard, codes, kept_early=True)
+            raise
+        spent = max(time.monotonic() - began, 1e-3)
+        self._stage.measurements.add(clip.seconds / spent, *render_key(made.loaded.engine_info.device))
+        hop = round(made.loaded.sample_rate_hz / made.loaded.frame_rate_hz)
+        return clip.samples[:, (known.shape[1] - codes.shape[1]) * hop :]
+
     def _keep_early(self, listener: Listener, recorder: Recorder) -> None:
         """Save what was heard of the first take, if it is worth it."""
         codes = recorder.take(0)
@@ -382,6 +416,9 @@ class Generation:
             loudness = audio.loudness(clip)
         tokens, tokens_from_s = self._tokens(codes, clip, loop)
         draft = replace_facts(self._draft(take, clip, post, loudness), tokens_from_s, loop, kept_early=kept_early)
+        if made.request.decoder == "diffusion" and not kept_early:
+            facts = {"decoder": "diffusion", "decoder_hash": made.diffusion.file_hash}
+            draft = draft.model_copy(update={"used": draft.used | facts})
         track = self._stage.library.save(
             draft,
             lambda path: audio.encode(clip, path, draft.format, tags=tags(draft)),
@@ -447,6 +484,7 @@ class Generation:
             "top_p": request.top_p,
             "temperature": request.temperature,
             "cfg_coef": request.cfg_coef,
+            "decoder": "codec",
             "seed": seed,
             "takes": 1,
             "two_step_cfg": False,
@@ -466,9 +504,13 @@ class Generation:
             )
 
     def _after_generating_s(self) -> float:
-        """What comes after the last token, by experience: decoding the other takes."""
-        pace = self._stage.measurements.get("decode_x", self._plan.loaded.info.id)
-        return 0.0 if not pace else (self._plan.request.takes - 1) * self._plan.request.made_s / pace
+        """What comes after the last token, by experience: decoding the other takes, or rendering all of them."""
+        request, loaded = self._plan.request, self._plan.loaded
+        if request.decoder == "diffusion":
+            pace = self._stage.measurements.get(*render_key(loaded.engine_info.device))
+            return 0.0 if not pace else request.takes * request.made_s / pace
+        pace = self._stage.measurements.get("decode_x", loaded.info.id)
+        return 0.0 if not pace else (request.takes - 1) * request.made_s / pace
 
 
 def steps_key(loaded: LoadedModel, takes: int) -> tuple[str, ...]:

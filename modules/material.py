@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +58,16 @@ class Codec(Protocol):
         """A fresh stream."""
 
 
+class Diffusion(Protocol):
+    """Multi-Band Diffusion."""
+
+    @property
+    def file_hash(self) -> str: ...
+
+    def render(self, codes: Codes, seed: int, progress: Callable[[int, int], None]) -> Clip:
+        """int64 [K, T] to sound; `progress` is told (steps done, steps in all) and may raise to end it."""
+
+
 class LoadedModel(Protocol):
     """A model in memory, as a generation needs it."""
 
@@ -80,6 +91,8 @@ class LoadedModel(Protocol):
     def codebooks(self) -> int: ...
     @property
     def max_window_s(self) -> float: ...
+    @property
+    def diffusion(self) -> Diffusion | None: ...
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from modules.contract import (
     AudioFormat,
     AudioRef,
     Conflict,
+    Decoder,
     GenerateRequest,
     Health,
     Hello,
@@ -59,6 +60,7 @@ from modules.library import Library
 from modules.live import LiveAudio
 from modules.material import MAX_ORIGINAL_S, LoadedModel, Sound
 from modules.mixing import Transcriber, mixed_track
+from modules.musicgen.catalog import require_decoder
 from modules.musicgen.tiny import unknown_words
 from modules.settings import VERSION, Settings
 from modules.uploads import Readable, Uploads
@@ -91,8 +93,8 @@ class Manager(Protocol):
     def catalog(self) -> Catalog: ...
     def warm(self) -> None: ...
     def status(self) -> dict[str, Any]: ...
-    def ensure(self, model_id: str, progress: Progress) -> LoadedModel: ...
-    def preflight(self, model_id: str) -> dict[str, Any]: ...
+    def ensure(self, model_id: str, progress: Progress, decoder: Decoder = "codec") -> LoadedModel: ...
+    def preflight(self, model_id: str, decoder: Decoder = "codec") -> dict[str, Any]: ...
     def step_bytes(self, model_id: str, seconds: float) -> int: ...
     def unload(self) -> None: ...
     def after_job(self, *, keep: bool = False) -> None: ...
@@ -400,16 +402,17 @@ class Studio:
             {"seconds", "first_sound_s", "measured", "fits", "needs_bytes", "free_bytes", "fits_with"}. "measured" is
             false while the seconds are a guess from the model's size.
         Raises:
-            InvalidRequest, InvalidParameter, UnknownModel.
+            InvalidRequest, InvalidParameter (a decoder that the model has not), UnknownModel.
         """
         if not isinstance(body, dict):
             raise InvalidRequest("the body must be a JSON object")
         filled = {**body, "client_id": body.get("client_id") or "estimate", "prompt": body.get("prompt") or "-"}
         request = parse(GenerateRequest, self._with_model(filled))
         info = self.manager.catalog.info(request.model)
+        require_decoder(info, request.decoder)
         step_bytes = self.manager.step_bytes(request.model, request.made_s)
         time_s = forecast(self.measurements, request, info, self.manager.status(), step_bytes)
-        return {**time_s, **self.manager.preflight(request.model)}
+        return {**time_s, **self.manager.preflight(request.model, request.decoder)}
 
     # --------------------------------------------------------------------------------- checks before a job
     def _with_model(self, body: Any) -> Any:
@@ -428,6 +431,8 @@ class Studio:
                 self.uploads.touch(request.upload)
             return
         info = self._check_model(request.model)
+        if request.decoder == "diffusion":
+            self._check_diffusion(info)
         if request.audio_prompt is not None:
             require_melody(request.model, takes_melody=info.melody)
             self._look_up(request.audio_prompt, "audio_prompt")
@@ -449,6 +454,21 @@ class Studio:
                 details={"missing": info.missing, "download_bytes": info.download_bytes},
             )
         return info
+
+    def _check_diffusion(self, info: ModelInfo) -> None:
+        require_decoder(info, "diffusion")
+        other = info.diffusion
+        if other is not None and other.state == "broken":
+            raise ModelBroken(
+                "decoder: Multi-Band Diffusion cannot be used: its file could not be loaded", field="decoder"
+            )
+        if other is not None and other.state == "missing":
+            raise ModelMissing(
+                "decoder: Multi-Band Diffusion is not on this machine and cannot be fetched now;"
+                f" missing: {', '.join(other.missing)}",
+                field="decoder",
+                details={"missing": other.missing, "download_bytes": 0},
+            )
 
     def _check_cut(self, request: GenerateRequest) -> None:
         continuation = request.continuation
@@ -493,7 +513,7 @@ class Studio:
         else:
             self._load(request.model, context)
 
-    def _load(self, model_id: str, context: JobContext) -> LoadedModel:
+    def _load(self, model_id: str, context: JobContext, decoder: Decoder = "codec") -> LoadedModel:
         """Have the model in memory; how long that took without a download is remembered."""
         context.progress("loading")
         began, cold = time.monotonic(), self.manager.status().get("model") != model_id
@@ -505,12 +525,12 @@ class Studio:
             follow(phase, done, total, rate)
 
         try:
-            loaded = self.manager.ensure(model_id, noting)
+            loaded = self.manager.ensure(model_id, noting, decoder)
         except OutOfMemory:
             if self.separator is None:
                 raise
             self.separator.unload()  # it may be what is in the way; a second refusal is the answer
-            loaded = self.manager.ensure(model_id, noting)
+            loaded = self.manager.ensure(model_id, noting, decoder)
         if cold and "downloading" not in phases:
             self.measurements.add(round(time.monotonic() - began, 3), "load_s", model_id)
         return loaded
@@ -521,7 +541,7 @@ class Studio:
             tune = self._hold(held, request.audio_prompt, "audio_prompt")
             start = self._hold(held, request.continuation, "continuation")
             began = time.monotonic()
-            loaded = self._load(request.model, context)
+            loaded = self._load(request.model, context, request.decoder)
             load_s = time.monotonic() - began
             context.check()
             context.progress("preparing")

@@ -24,6 +24,7 @@ DEMUCS_SIGNATURE = "955717e8"
 
 SMALL, MEDIUM, MELODY, STEREO = (f"facebook/musicgen-{name}" for name in ("small", "medium", "melody", "stereo-small"))
 T5_REPO, ENCODEC_REPO, DEMUCS_REPO = "t5-base", "facebook/encodec_32khz", "adefossez/HTDemucs"
+DIFFUSION_REPO = "facebook/multiband-diffusion"
 
 WORDS = (
     "warm", "lo-fi", "piano", "techno", "drums", "bass", "slow", "fast", "bright", "dark", "ambient", "pad", "guitar",
@@ -242,6 +243,46 @@ def make_htdemucs(folder: Path) -> Path:
     metadata = {"klass": "demucs.htdemucs.HTDemucs", "args": "[]", "kwargs": json.dumps(kwargs)}
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(state, folder / f"{DEMUCS_SIGNATURE}.safetensors", metadata)
+    return folder
+
+
+def diffusion_config(*, processor: bool, sample_rate_hz: int = SAMPLE_RATE_HZ) -> dict[str, Any]:
+    """What the configuration of one band of Multi-Band Diffusion says, at a small size."""
+    return {
+        "sample_rate": sample_rate_hz, "channels": 1, "solver": "diffusion", "segment": "${dataset.segment_duration}",
+        "dataset": {"segment_duration": 1, "name": None},
+        "diffusion_unet": {
+            "hidden": 8, "depth": 3, "res_blocks": 1, "norm_groups": 4, "kernel": 8, "stride": 4, "growth": 1,
+            "max_channels": 10_000, "dropout": 0.0, "emb_all_layers": True, "bilstm": not processor,
+            "codec_dim": 16, "transformer": processor, "cross_attention": False,
+        },
+        "processor": {"name": "multi_band_processor", "use": processor, "n_bands": 8, "num_samples": 10_000,
+                      "power_std": 0.4},
+        "schedule": {
+            "repartition": "power", "variable_step_batch": True, "beta_t0": 1e-5, "beta_t1": 2.9e-2, "beta_exp": 7.5,
+            "num_steps": 1000, "variance": "beta", "clip": 5.0, "rescale": 1.0, "n_bands": None, "noise_scale": 1.0,
+        },
+    }  # fmt: skip
+
+
+def make_diffusion(folder: Path, **options: Any) -> Path:
+    """mbd_musicgen_32khz.th with two bands, one of them with a processor; the configurations are pickled objects."""
+    import torch
+    from audiocraft.models import builders
+    from omegaconf import OmegaConf
+
+    torch.manual_seed(8)
+    package: dict[Any, Any] = {"sample_rate": SAMPLE_RATE_HZ, "n_bands": 2}
+    for band in range(2):
+        config: Any = OmegaConf.create(diffusion_config(processor=band == 1, **options))
+        processor = builders.get_processor(config.processor, sample_rate=SAMPLE_RATE_HZ)
+        if band == 1:
+            processor.project_sample(torch.randn(4, 1, SAMPLE_RATE_HZ) * 0.1)
+        network = builders.get_diffusion_model(config)
+        state = {"model_state": network.state_dict(), "processor_state": processor.state_dict()}
+        package[band] = {"cfg": config, **state}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(package, folder / compat.DIFFUSION_FILE)
     return folder
 
 

@@ -18,6 +18,8 @@ from modules import audio
 from modules.audio import Clip, Samples
 from modules.contract import (
     Cancelled,
+    Decoder,
+    DiffusionInfo,
     EngineInfo,
     InvalidParameter,
     ModelInfo,
@@ -121,6 +123,25 @@ class FakeEngine:
 
 
 @dataclass
+class FakeDiffusion:
+    """The codec's sound at half its level, and a trace of noise that the seed alone decides. `hold` as the engine's."""
+
+    codec: FakeCodec
+    steps: int = 8
+    hold: Callable[[int], None] | None = None
+    file_hash: str = "d1f5"
+
+    def render(self, codes: Codes, seed: int, progress: Callable[[int, int], None]) -> Clip:
+        for step in range(1, self.steps + 1):
+            if self.hold is not None:
+                self.hold(step)
+            progress(step, self.steps)
+        sound = self.codec.decode(codes)
+        noise = np.random.default_rng(seed).normal(0, 0.01, sound.samples.shape).astype(np.float32)
+        return Clip(sound.samples * np.float32(0.5) + noise, sound.sample_rate_hz)
+
+
+@dataclass
 class FakeLoaded:
     info: ModelInfo
     engine: FakeEngine
@@ -130,6 +151,7 @@ class FakeLoaded:
     frame_rate_hz: float = FRAME_RATE_HZ
     codebooks: int = CODEBOOKS
     max_window_s: float = WINDOW_S
+    diffusion: FakeDiffusion | None = None
 
     @property
     def channels(self) -> int:
@@ -170,7 +192,14 @@ class FakeManager:
 
     def __init__(self, *models: ModelInfo, engine: FakeEngine | None = None) -> None:
         self.catalog = FakeCatalog(
-            *(models or (model_info("fake"), model_info("fake-melody", melody=True), model_info("wide", channels=2)))
+            *(
+                models
+                or (
+                    model_info("fake", diffusion=DiffusionInfo(state="ready", licence="none")),
+                    model_info("fake-melody", melody=True),
+                    model_info("wide", channels=2),
+                )
+            )
         )
         self.engine = engine or FakeEngine()
         self.loaded: str | None = None
@@ -178,6 +207,7 @@ class FakeManager:
         self.too_big: dict[str, list[dict[str, str]]] = {}
         """model -> what would fit instead"""
         self.calls: list[str] = []
+        self.hold_render: Callable[[int], None] | None = None
 
     def warm(self) -> None:
         self.calls.append("warm")
@@ -188,7 +218,9 @@ class FakeManager:
             "model_state": "loaded" if self.loaded else "none", "engine": self.engine.info if self.loaded else None,
         }  # fmt: skip
 
-    def ensure(self, model_id: str, progress: Callable[[Any, float, float, float | None], None]) -> FakeLoaded:
+    def ensure(
+        self, model_id: str, progress: Callable[[Any, float, float, float | None], None], decoder: Decoder = "codec"
+    ) -> FakeLoaded:
         info = self.catalog.info(model_id)
         progress("loading", 0, 1, None)
         if self.load_fails is not None:
@@ -198,14 +230,17 @@ class FakeManager:
         self.loaded = model_id
         self.engine.melody = info.melody
         progress("loading", 1, 1, None)
-        return FakeLoaded(info, self.engine, FakeCodec(info.channels))
+        codec = FakeCodec(info.channels)
+        other = FakeDiffusion(codec, hold=self.hold_render) if decoder == "diffusion" else None
+        return FakeLoaded(info, self.engine, codec, diffusion=other)
 
-    def preflight(self, model_id: str) -> dict[str, Any]:
+    def preflight(self, model_id: str, decoder: Decoder = "codec") -> dict[str, Any]:
         self.catalog.info(model_id)
         fits = self.too_big.get(model_id)
+        needs = 1_000_000 if fits is None else 9_000_000_000
         return {
-            "needs_bytes": 1_000_000 if fits is None else 9_000_000_000, "free_bytes": 2_000_000, "fits": fits is None,
-            "fits_with": fits or [],
+            "needs_bytes": needs + (500_000 if decoder == "diffusion" else 0), "free_bytes": 2_000_000,
+            "fits": fits is None, "fits_with": fits or [],
         }  # fmt: skip
 
     def step_bytes(self, model_id: str, seconds: float) -> int:

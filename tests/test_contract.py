@@ -129,8 +129,8 @@ def test_codes_of_errors_are_unique_and_statuses_are_http() -> None:
 
 def test_every_setting_of_the_panel_has_its_range() -> None:
     found = {parameter.name: parameter for parameter in contract.parameters()}
-    assert {"model", "duration", "top_k", "top_p", "temperature", "cfg_coef", "seed", "takes", "artist", "format",
-            "sample_rate", "stems", "loop"} == set(found)  # fmt: skip
+    assert {"model", "duration", "top_k", "top_p", "temperature", "cfg_coef", "decoder", "seed", "takes", "artist",
+            "format", "sample_rate", "stems", "loop"} == set(found)  # fmt: skip
     for parameter in found.values():
         if parameter.type in ("integer", "number"):
             assert parameter.minimum is not None

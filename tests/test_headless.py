@@ -87,8 +87,9 @@ def test_every_parameter_of_the_contract_is_a_flag(
     manager: FakeManager, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = {
-        "model": "wide", "duration": "2.5", "top_k": "30", "top_p": "0.25", "temperature": "0.5", "cfg_coef": "4.5",
-        "seed": "77", "takes": "2", "artist": "Ана", "format": "flac", "sample_rate": "48k", "stems": "bass",
+        "model": "fake", "duration": "2.5", "top_k": "30", "top_p": "0.25", "temperature": "0.5", "cfg_coef": "4.5",
+        "decoder": "diffusion", "seed": "77", "takes": "2", "artist": "Ана", "format": "flac", "sample_rate": "48k",
+        "stems": "bass",
     }  # fmt: skip
     assert asked.keys() | {"loop"} == {parameter.name for parameter in parameters()}
     flags = [text for name, value in asked.items() for text in ("--" + name.replace("_", "-"), value)]

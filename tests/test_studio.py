@@ -22,6 +22,7 @@ from modules.contract import (
     MAX_SEED,
     ClipTooShort,
     Conflict,
+    DiffusionInfo,
     DiskFull,
     GenerateRequest,
     InvalidParameter,
@@ -452,6 +453,72 @@ def test_keep_what_i_heard_is_a_track_of_it(place: Workplace) -> None:
     assert track.duration_s == pytest.approx(place.sound(track).seconds, abs=1e-4)
 
 
+# ---------------------------------------------------------------------------------- the other decoder
+def test_multi_band_diffusion_makes_the_sound_and_the_json_says_so(place: Workplace) -> None:
+    plain, other = place.make(seed=4), place.make(seed=4, decoder="diffusion")
+    heard, sound = place.sound(plain).samples, place.sound(other).samples
+    assert heard.shape == sound.shape
+    assert 0.01 < np.abs(sound - 0.5 * heard).max() < 0.1, "the stand-in halves the codec's sound and adds noise"
+    assert (other.asked["decoder"], other.used["decoder"], other.used["decoder_hash"]) == (
+        "diffusion",
+        "diffusion",
+        "d1f5",
+    )
+    assert (plain.used["decoder"], "decoder_hash" in plain.used) == ("codec", False)
+    assert other.timings_s["render"] > 0
+
+
+def test_takes_are_rendered_with_noise_of_their_own_and_can_be_made_again(place: Workplace) -> None:
+    job = place.ended(place.submit(seed=4, takes=2, decoder="diffusion"))
+    first, second = (place.studio.track(name) for name in job.tracks)
+    assert not np.array_equal(place.sound(first).samples, place.sound(second).samples)
+    again = {key: second.used[key] for key in GenerateRequest.model_fields if key in second.used}
+    assert again["decoder"] == "diffusion"
+    assert np.array_equal(place.sound(place.make(**again)).samples, place.sound(second).samples)
+    seen = [snap for snap in place.snapshots if snap.id == job.id and snap.phase == "rendering" and snap.total]
+    assert {snap.total for snap in seen} == {16}
+    assert [snap.done for snap in seen] == sorted(snap.done for snap in seen)
+
+
+def test_a_continuation_is_rendered_from_its_lead_on_and_keeps_the_clips_samples(place: Workplace) -> None:
+    first = place.make(seed=4)
+    more = place.make(seed=5, decoder="diffusion", continuation={"track": first.name, "mode": "continue"})
+    old, new = place.sound(first).samples, place.sound(more).samples
+    assert more.duration_s == pytest.approx(first.duration_s + 2)
+    assert np.array_equal(new[:, : old.shape[1]], old)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_cancel_while_rendering_keeps_the_codecs_sound_or_nothing(place: Workplace, keep: bool) -> None:
+    plain = place.make(seed=4)
+    gate = Gate(at=3)
+    place.manager.hold_render = gate
+    job = place.submit(seed=4, decoder="diffusion")
+    gate.wait()
+    assert place.studio.job(job.id).live_s == pytest.approx(2.0), "all of it was heard before"
+    place.studio.cancel(job.id, keep=keep)
+    gate.go.set()
+    ended = place.ended(job)
+    assert ended.status == "cancelled"
+    assert len(ended.tracks) == keep
+    for name in ended.tracks:
+        track = place.studio.track(name)
+        assert (track.kept_early, track.used["decoder"]) == (True, "codec")
+        assert np.array_equal(place.sound(track).samples, place.sound(plain).samples)
+
+
+def test_the_estimate_reckons_with_the_rendering(place: Workplace) -> None:
+    plain = place.studio.estimate({"duration": 10})
+    guess = place.studio.estimate({"duration": 10, "decoder": "diffusion"})
+    assert guess["seconds"] > plain["seconds"] + 60, "slow on a CPU, and said so before anyone has waited"
+    assert guess["needs_bytes"] > plain["needs_bytes"]
+    place.make(decoder="diffusion")
+    assert place.studio.estimate({"duration": 10, "decoder": "diffusion"})["seconds"] < guess["seconds"]
+    with pytest.raises(InvalidParameter, match="mono models") as error:
+        place.studio.estimate({"duration": 10, "decoder": "diffusion", "model": "wide"})
+    assert error.value.field == "decoder"
+
+
 def test_less_than_a_second_is_not_kept(place: Workplace) -> None:
     gate = Gate(at=30)
     place.manager.engine.hold = gate
@@ -759,6 +826,10 @@ def test_uploads_survive_a_restart_and_leftovers_do_not(tmp_path: Path) -> None:
         ({"audio_prompt": {"upload": "nothing"}, "model": "fake-melody"}, NotFound, "audio_prompt"),
         ({"continuation": {"track": "a", "upload": "b"}}, InvalidParameter, "continuation"),
         ({"colour": "red"}, InvalidParameter, "colour"),
+        ({"decoder": "diffusion", "model": "wide"}, InvalidParameter, "decoder"),
+        ({"decoder": "diffusion", "model": "far"}, ModelMissing, "decoder"),
+        ({"decoder": "diffusion", "model": "spoilt"}, ModelBroken, "decoder"),
+        ({"decoder": "waves"}, InvalidParameter, "decoder"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_it_is_queued(
@@ -768,6 +839,8 @@ def test_what_cannot_be_done_is_refused_before_it_is_queued(
     place.manager.catalog._models |= {
         "gone": model_info("gone", state="missing", missing=["state_dict.bin"]),
         "bad": model_info("bad", state="broken", problem="a layer is missing"),
+        "far": model_info("far", diffusion=DiffusionInfo(state="missing", licence="none", missing=["weights"])),
+        "spoilt": model_info("spoilt", diffusion=DiffusionInfo(state="broken", licence="none")),
     }
     with pytest.raises(kind) as error:
         place.submit(**body)

@@ -13,22 +13,23 @@ import pickletools
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from modules import hub
-from modules.contract import ModelBroken, ModelInfo, ModelState, UnknownModel
+from modules.contract import Decoder, DiffusionInfo, InvalidParameter, ModelBroken, ModelInfo, ModelState, UnknownModel
 from modules.hub import HubFile
-from modules.musicgen.compat import config_name
+from modules.musicgen.compat import DIFFUSION_FILE, config_name
 from modules.settings import Settings
 
 log = logging.getLogger(__name__)
 
 WEIGHTS_LICENCE: Final = "CC-BY-NC 4.0"
 T5_REPO, ENCODEC_REPO, DEMUCS_REPO = "t5-base", "facebook/encodec_32khz", "adefossez/HTDemucs"
+DIFFUSION_REPO: Final = "facebook/multiband-diffusion"
 LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
 TINY_ID: Final = "tiny"
 WINDOW_S: Final = 30.0
@@ -113,6 +114,8 @@ class Entry:
     lacking: tuple[str, ...] = ()
     """Files a folder should hold and does not: no download brings them."""
     problem: str = ""
+    diffusion: bool = False
+    """Whether its tokens are those that Multi-Band Diffusion was trained for."""
 
 
 _TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -124,6 +127,8 @@ T5 = Part(
     bytes=_T5_BYTES,
 )
 ENCODEC = Part("EnCodec", ENCODEC_REPO, (("config.json",), _TRANSFORMERS_WEIGHTS), (), _ENCODEC_BYTES)
+DIFFUSION = Part("Multi-Band Diffusion", DIFFUSION_REPO, ((DIFFUSION_FILE,),))
+"""Nobody told us what it weighs: that is known once the hub is asked for it."""
 DEMUCS = Part("htdemucs", DEMUCS_REPO, (("htdemucs.yaml",), ("955717e8.safetensors",)), (), _DEMUCS_BYTES)
 
 
@@ -143,7 +148,7 @@ def _published(size: str, shape: Shape, params_m: float, lm_bytes: int, *, stere
     ]
     sized = Shape(shape.dim, shape.layers, 8 if stereo else 4, cross_attention=not melody)
     title = f"MusicGen {name.replace('-', ' ')}"
-    return Entry(name, title, repo, params_m, sized, 2 if stereo else 1, melody, tuple(parts))
+    return Entry(name, title, repo, params_m, sized, 2 if stereo else 1, melody, tuple(parts), diffusion=not stereo)
 
 
 _SIZES: Final[tuple[tuple[str, Shape, float, int], ...]] = (
@@ -186,9 +191,18 @@ class Catalog:
         """Raises UnknownModel."""
         return self._describe(self.entry(model_id), loaded)
 
-    def parts(self, model_id: str) -> list[Part]:
-        """Everything from the hub that the model needs, here or not; what a pointer points at included."""
-        return self._parts(self.entry(model_id))
+    def parts(self, model_id: str, decoder: Decoder = "codec") -> list[Part]:
+        """Everything from the hub that the model and the decoder need, here or not; what a pointer points at included.
+
+        Raises:
+            UnknownModel.
+            InvalidParameter: the model has no such decoder.
+        """
+        parts = self._parts(self.entry(model_id))
+        if decoder == "codec":
+            return parts
+        require_decoder(self.info(model_id), decoder)
+        return [*parts, DIFFUSION]
 
     def default_id(self) -> str:
         """What a person gets who chose nothing: --model, the best model here, the embedded one, or small."""
@@ -237,7 +251,14 @@ class Catalog:
             sample_rate_hz=entry.sample_rate_hz, licence=entry.licence, sketch=entry.sketch,
             state=self._state(problem, entry.lacking, absent), download_bytes=sum(part.bytes for part in absent),
             missing=lacking, where=_where(entry), loaded=entry.id == loaded, problem=problem,
+            diffusion=self._diffusion() if entry.diffusion else None,
         )  # fmt: skip
+
+    def _diffusion(self) -> DiffusionInfo:
+        problem = self.problems.get(DIFFUSION_REPO, "")
+        missing = [] if DIFFUSION.here else [DIFFUSION.label]
+        state = self._state(problem, (), [DIFFUSION] if missing else [])
+        return DiffusionInfo(state=state, licence=WEIGHTS_LICENCE, missing=missing)
 
     def _state(self, problem: str, lacking: tuple[str, ...], absent: list[Part]) -> ModelState:
         if problem:
@@ -261,7 +282,10 @@ class Catalog:
         plain = Entry(model_id, folder.name, None, None, None, folder=folder, licence="as its maker says")
         try:
             config = self._config(folder)
-            return _from_config(plain, config, _lacking(folder))
+            entry = _from_config(plain, config, _lacking(folder))
+            # Of a codec in the folder nobody knows whether it is the one; a pointer says so.
+            theirs = entry.channels == 1 and self._pointer(entry) == ENCODEC_REPO
+            return replace(entry, diffusion=theirs)
         except ModelBroken as error:
             return Entry(**{**vars(plain), "problem": error.message})
 
@@ -287,6 +311,16 @@ class Catalog:
         if key not in self._read:
             self._read[key] = read_texts(path)
         return self._read[key]
+
+
+def require_decoder(info: ModelInfo, decoder: Decoder) -> None:
+    """Raises InvalidParameter when the model's tokens cannot become sound that way."""
+    if decoder == "diffusion" and info.diffusion is None:
+        raise InvalidParameter(
+            f"decoder: Multi-Band Diffusion knows the tokens of MusicGen's mono models only, not of {info.id!r};"
+            " choose such a model, or the decoder 'codec'",
+            field="decoder",
+        )
 
 
 def _where(entry: Entry) -> str:

@@ -52,7 +52,8 @@ class Codec:
     ) -> None:
         self._model: Any = model
         self._device = device
-        self._guard = guard
+        self.guard = guard
+        """Entered around each run."""
         self.sample_rate_hz = int(model.sample_rate)
         self.frame_rate_hz = float(model.frame_rate)
         self.channels = int(model.channels)
@@ -80,7 +81,7 @@ class Codec:
 
         fitting = audio.to_channels(audio.resample(clip, self.sample_rate_hz), self.channels)
         wave = torch.from_numpy(np.ascontiguousarray(fitting.samples))[None]
-        with self._guard(), torch.inference_mode():
+        with self.guard(), torch.inference_mode():
             codes, _ = self._model.encode(wave.to(self._device))
             return np.asarray(codes[0].to("cpu", torch.int64).numpy())
 
@@ -100,10 +101,18 @@ class Codec:
             return Clip(self._run(codes), self.sample_rate_hz)
         return Clip(self._pieces(codes, int(WHOLE_S / 2 * self.frame_rate_hz)), self.sample_rate_hz)
 
+    def latents(self, codes: Codes) -> Any:
+        """What sound is made of: int64 [K, T] of a mono model to a float32 tensor [1, dim, T] on the device."""
+        import torch
+
+        with self.guard(), torch.inference_mode():
+            both = torch.from_numpy(np.ascontiguousarray(codes))[None].to(self._device)
+            return self._model.decode_latent(both)
+
     def stream(self) -> CodecStream:
         """A decoder that takes codes as they come. EnCodec's pieces join to the whole decoding exactly."""
         if self._seanet is not None:
-            return ExactStream(self._seanet, self._model, self._device, self._guard)
+            return ExactStream(self._seanet, self._model, self._device, self.guard)
         return RepeatingStream(self._run, self.codebooks, self.channels, self.hop)
 
     def _pieces(self, codes: Codes, step: int) -> npt.NDArray[np.float32]:
@@ -118,7 +127,7 @@ class Codec:
 
         if codes.shape[1] == 0:
             return np.zeros((self.channels, 0), np.float32)
-        with self._guard(), torch.inference_mode():
+        with self.guard(), torch.inference_mode():
             wave = self._model.decode(torch.from_numpy(np.ascontiguousarray(codes))[None].to(self._device), None)
             samples = wave[0].to("cpu", torch.float32).numpy()
         return np.ascontiguousarray(samples[:, : codes.shape[1] * self.hop])

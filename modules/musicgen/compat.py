@@ -10,6 +10,7 @@ What it changes, and nothing else:
 - demucs: a bare model name would fall back to a pickle from elsewhere on any hub error; it becomes the
   hub's safetensors one. The class named in such a file must be one of demucs' own.
 - audiocraft's checkpoint reader also takes our folder form (`state_dict.safetensors` beside `config.yaml`).
+- Multi-Band Diffusion's file holds pickled omegaconf objects: they are read as data, and none of them is made.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 _layers_wanted: ContextVar[list[dict[str, Any]] | None] = ContextVar("_layers_wanted", default=None)
+DIFFUSION_FILE = "mbd_musicgen_32khz.th"
+"""Multi-Band Diffusion for MusicGen's tokens, as audiocraft names it."""
 _LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
 _MARK = "_studio_compat"
 DEMUCS_CLASSES = frozenset({"demucs.htdemucs.HTDemucs", "demucs.hdemucs.HDemucs", "demucs.demucs.Demucs"})
@@ -187,6 +190,8 @@ def _read_both_folder_forms() -> None:
         folder = Path(file_or_url_or_id)
         if filename is None or not folder.is_dir():
             return original(file_or_url_or_id, filename, device, cache_dir)
+        if filename == DIFFUSION_FILE:
+            return read_diffusion(folder / filename, device)
         package = read_checkpoint(folder, filename, device)
         wanted = _layers_wanted.get()
         return package if wanted is None else _with_one_layer(package, wanted)
@@ -243,20 +248,71 @@ def read_checkpoint(folder: Path, filename: str, device: str = "cpu") -> dict[st
         FileNotFoundError: neither form is there.
         pickle.UnpicklingError: the file holds more than tensors and plain values.
     """
-    import torch
-
     safe = folder / (Path(filename).stem + ".safetensors")
     if safe.is_file():
         from safetensors.torch import load_file
 
         config = (folder / config_name(filename)).read_text(encoding="utf-8")
         return {"best_state": load_file(str(safe), device=device), "xp.cfg": config}
-    path = folder / filename
+    return _load(folder / filename, device)
+
+
+def _load(path: Path, device: str) -> dict[Any, Any]:
+    import torch
+
     # Mapped, a checkpoint costs no memory of its own while the model is filled from it; only the zip form can be.
     package = torch.load(path, map_location=device, mmap=device == "cpu" and _is_zip(path))
     if not isinstance(package, dict):
-        raise TypeError(f"{filename} holds a {type(package).__name__}, not a checkpoint")
+        raise TypeError(f"{path.name} holds a {type(package).__name__}, not a checkpoint")
     return package
+
+
+class _Inert:
+    """Stands where a pickle names a class of omegaconf's: keeps what the pickle says of it and does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+_INERT_NAMES = (
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path")),
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.base.ContainerMetadata"),
+    *("omegaconf.base.Metadata", "collections.defaultdict", "typing.Any", "typing.Dict", "typing.List"),
+    *(f"builtins.{name}" for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "bytes", "object")),
+)
+"""Everything that a pickled omegaconf configuration names, types included."""
+
+
+def read_diffusion(path: Path, device: str = "cpu") -> dict[Any, Any]:
+    """Read the file of Multi-Band Diffusion.
+
+    Returns:
+        audiocraft's package: `sample_rate`, `n_bands`, and for each band `cfg`, `model_state` and `processor_state`.
+    Raises:
+        pickle.UnpicklingError: the file holds more than tensors, plain values and configurations.
+        ValueError, TypeError, KeyError: it is no such package.
+    """
+    import torch
+    from omegaconf import OmegaConf
+
+    with torch.serialization.safe_globals([(_Inert, name) for name in _INERT_NAMES]):
+        package = _load(path, device)
+    bands = {index: package[index] for index in range(int(package["n_bands"]))}
+    return {**package, **{i: {**band, "cfg": OmegaConf.create(_plain(band["cfg"]))} for i, band in bands.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """What a configuration says, out of the pickled objects or as it is."""
+    if isinstance(value, _Inert):
+        if "_content" in value.state:
+            return _plain(value.state["_content"])
+        return _plain(value.state["_val"])
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_zip(path: Path) -> bool:

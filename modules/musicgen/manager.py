@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from modules import disk, hub
 from modules.contract import (
+    Decoder,
     DownloadFailed,
     EngineInfo,
     Internal,
@@ -36,13 +37,17 @@ from modules.contract import (
 )
 from modules.hub import HubFile
 from modules.musicgen import backends, compat, memory
-from modules.musicgen.catalog import LM_FILE, TINY_ID, Catalog, Entry, Part
+from modules.musicgen.catalog import DIFFUSION, DIFFUSION_REPO, LM_FILE, TINY_ID, Catalog, Entry, Part
 from modules.musicgen.codec import Codec
 from modules.musicgen.engine import Codes, Engine, GenerationSpec, ModelFacts, Sink
 from modules.settings import Settings
 
+if TYPE_CHECKING:
+    from modules.musicgen.diffusion import Diffusion
+
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Progress: TypeAlias = Callable[[JobPhase, float, float, "float | None"], None]
 """(phase, done, total, units a second or None). Whatever it raises ends what is going on."""
 Stack: TypeAlias = Literal["cold", "loading", "ready", "failed"]
@@ -68,6 +73,10 @@ class LoadedModel:
     channels: int
     codebooks: int
     max_window_s: float
+    compression: Any
+    """The codec's CompressionModel."""
+    diffusion: Diffusion | None = None
+    """The other decoder, once a job has asked for it."""
 
 
 class ModelManager:
@@ -153,43 +162,61 @@ class ModelManager:
         }
 
     # --------------------------------------------------------------------------------------- load and unload
-    def ensure(self, model_id: str, progress: Progress) -> LoadedModel:
+    def ensure(self, model_id: str, progress: Progress, decoder: Decoder = "codec") -> LoadedModel:
         """Have the model in memory, fetching and loading what it needs; the model before it is let go first.
 
         Args:
+            decoder: what will make sound of the tokens; Multi-Band Diffusion comes beside the codec and stays with it.
             progress: told of "downloading" (bytes) and "loading"; raising from it (Cancelled) stops there, and what
                 was downloaded is kept.
         Raises:
             UnknownModel, ModelMissing, ModelBroken, DownloadFailed, DiskFull, OutOfMemory, InvalidParameter (a device
-            that is not there), Internal (the stack cannot be imported).
+            that is not there, a decoder that the model has not), Internal (the stack cannot be imported).
         """
         with self._lock:
             self._in_use = True
             self._stop_timer()
-            if self._loaded is not None and self._loaded.info.id == model_id:
-                return self._loaded
+            if self._has(model_id, decoder):
+                return self._known
         entry = self.catalog.entry(model_id)
-        self._check(entry)
-        self._fetch(entry, progress)
-        self._let_go()
+        self._check(entry, decoder)
+        self._fetch(entry, decoder, progress)
+        keeps = self._has(model_id) and memory.diffusion_bytes() <= memory.available_bytes(self._device)
+        if not keeps:
+            self._let_go()
         self._await_stack(progress)
         self._loading = True
         self._on_status()
         try:
-            loaded = self._load_what_fits(self.catalog.entry(model_id), progress)
+            loaded = self._beside(entry, progress) if keeps else None
+            loaded = loaded or self._load_what_fits(self.catalog.entry(model_id), decoder, progress)
         except ModelBroken as error:
-            self.catalog.problems[model_id] = error.message
+            self.catalog.problems[DIFFUSION_REPO if error.field == "decoder" else model_id] = error.message
             raise
         finally:
             self._loading = False
             self._on_status()
         self.catalog.problems.pop(model_id, None)
+        if decoder == "diffusion":
+            self.catalog.problems.pop(DIFFUSION_REPO, None)
         # What was only needed to load is handed back before the job takes its own.
         memory.give_back()
         with self._lock:
             self._loaded = loaded
         self._on_status()
         return loaded
+
+    @property
+    def _known(self) -> LoadedModel:
+        """The loaded model, where there is one."""
+        if self._loaded is None:
+            raise Internal("no model is loaded")
+        return self._loaded
+
+    def _has(self, model_id: str, decoder: Decoder = "codec") -> bool:
+        """Whether the model is in memory, the decoder with it."""
+        loaded = self._loaded
+        return loaded is not None and loaded.info.id == model_id and (decoder == "codec" or bool(loaded.diffusion))
 
     def unload(self) -> None:
         """Give the model's memory back: at once, or when the job that uses it ends."""
@@ -221,6 +248,8 @@ class ModelManager:
             self._stop_timer()
         if loaded is not None:
             loaded.engine.close()
+            if loaded.diffusion is not None:
+                loaded.diffusion.close()
             loaded.codec.close()
             memory.give_back()
             self._on_status()
@@ -245,22 +274,22 @@ class ModelManager:
         self._let_go()
 
     # -------------------------------------------------------------------------------------------- the parts
-    def _check(self, entry: Entry) -> None:
+    def _check(self, entry: Entry, decoder: Decoder) -> None:
         if entry.problem:
             raise ModelBroken(entry.problem, field="model")
-        absent = [part for part in self.catalog.parts(entry.id) if not part.here]
+        absent = [part for part in self.catalog.parts(entry.id, decoder) if not part.here]
         if entry.lacking or (absent and self.settings.offline):
             missing = [*entry.lacking, *(part.label for part in absent)]
             reason = " and --offline forbids the network" if absent and self.settings.offline else ""
             raise ModelMissing(
                 f"{entry.title} is not complete on this machine{reason}; missing: {'; '.join(missing)}",
-                field="model",
+                field="decoder" if absent == [DIFFUSION] else "model",
                 details={"missing": missing, "download_bytes": sum(part.bytes for part in absent)},
             )
 
-    def _fetch(self, entry: Entry, progress: Progress) -> None:
+    def _fetch(self, entry: Entry, decoder: Decoder, progress: Progress) -> None:
         for _ in range(_DOWNLOAD_ROUNDS):
-            absent = [part for part in self.catalog.parts(entry.id) if not part.here]
+            absent = [part for part in self.catalog.parts(entry.id, decoder) if not part.here]
             if not absent:
                 return
             progress("downloading", 0, 0, None)
@@ -269,35 +298,62 @@ class ModelManager:
         raise DownloadFailed(f"{entry.title}: the hub's repository does not hold what the model needs")
 
     # --------------------------------------------------------------------------------------------- loading
-    def _load_what_fits(self, entry: Entry, progress: Progress) -> LoadedModel:
+    def _load_what_fits(self, entry: Entry, decoder: Decoder, progress: Progress) -> LoadedModel:
         """Load in the best precision that memory has room for, going down the ladder."""
         for precision, why in backends.ladder(self.settings, self._device):
             progress("loading", 0, 0, None)
-            if memory.estimate_bytes(entry, precision) > memory.available_bytes(self._device):
+            if memory.estimate_bytes(entry, precision, decoder) > memory.available_bytes(self._device):
                 log.info("%s in %s does not fit into the memory that is free", entry.id, precision)
                 continue
-            loaded = self._try(entry, precision, why, progress)
+            loaded = self._try(entry.title, "model", lambda: self._load(entry, precision, why, progress))  # noqa: B023
+            found = loaded if loaded is None or decoder == "codec" else self._with_diffusion(loaded)
+            if found is not None:
+                return found
             if loaded is not None:
-                return loaded
-        raise self._out_of_memory(entry)
+                loaded.engine.close()
+                loaded.codec.close()
+                del loaded
+                memory.give_back()
+        raise self._out_of_memory(entry, decoder)
 
-    def _try(self, entry: Entry, precision: str, why: str, progress: Progress) -> LoadedModel | None:
-        """The model loaded, or None when memory ran out; then nothing of it is left.
+    def _beside(self, entry: Entry, progress: Progress) -> LoadedModel | None:
+        """The loaded model with the other decoder beside it, or None when it had to be let go for want of memory."""
+        progress("loading", 0, 0, None)
+        loaded = self._with_diffusion(self._known)
+        if loaded is None:
+            log.info("%s is loaded again to make room for its other decoder", entry.id)
+            self._let_go()
+        return loaded
+
+    def _with_diffusion(self, loaded: LoadedModel) -> LoadedModel | None:
+        """The model with Multi-Band Diffusion, or None when memory ran out. Raises ModelBroken."""
+        path = DIFFUSION.local()[0]
+        return self._try(DIFFUSION.name, "decoder", lambda: replace(loaded, diffusion=self._diffusion(loaded, path)))
+
+    def _diffusion(self, loaded: LoadedModel, path: Path) -> Diffusion:
+        from modules.musicgen import diffusion
+
+        with _no_network():
+            digest = file_hash(path, self.settings.cache_dir)
+            return diffusion.load(path.parent, loaded.codec, loaded.compression, self._device, digest)
+
+    def _try(self, title: str, field: str, load: Callable[[], T]) -> T | None:
+        """What `load` gives, or None when memory ran out; then nothing of it is left.
 
         Raises:
             ModelBroken.
         """
         try:
-            return self._load(entry, precision, why, progress)
+            return load()
         except StudioError:
             raise
         except Exception as error:  # a damaged checkpoint may fail anywhere in three libraries
             traceback.clear_frames(error.__traceback__)
             if not memory.is_out_of_memory(error):
-                log.warning("%s cannot be loaded", entry.id, exc_info=error)
+                log.warning("%s cannot be loaded", title, exc_info=error)
                 reason = _one_line(error)
-                raise ModelBroken(f"{entry.title}: its checkpoint cannot be loaded: {reason}", field="model") from None
-        log.warning("out of memory while loading %s in %s", entry.id, precision)
+                raise ModelBroken(f"{title}: its checkpoint cannot be loaded: {reason}", field=field) from None
+        log.warning("out of memory while loading %s", title)
         memory.give_back()
         return None
 
@@ -325,7 +381,7 @@ class ModelManager:
             engine=_GuardedEngine(engine, info, lambda: self._guard(entry)),
             codec=Codec(compression, self._device, guard=lambda: self._guard(entry), own=True), engine_info=info,
             sample_rate_hz=facts.sample_rate_hz, frame_rate_hz=facts.frame_rate_hz, channels=facts.channels,
-            codebooks=facts.codebooks, max_window_s=facts.max_window_s,
+            codebooks=facts.codebooks, max_window_s=facts.max_window_s, compression=compression,
         )  # fmt: skip
 
     def _engine(self, entry: Entry, folder: Path, lm: Any, facts: ModelFacts, progress: Progress) -> Engine:
@@ -353,20 +409,24 @@ class ModelManager:
             traceback.clear_frames(error.__traceback__)
         else:
             return
+        rendering = self._loaded is not None and self._loaded.diffusion is not None
         self._let_go()
         memory.give_back()
-        raise self._out_of_memory(entry)
+        raise self._out_of_memory(entry, "diffusion" if rendering else "codec")
 
-    def _out_of_memory(self, entry: Entry) -> OutOfMemory:
-        fits = self.fits(entry)
+    def _out_of_memory(self, entry: Entry, decoder: Decoder = "codec") -> OutOfMemory:
+        fits = self.fits(entry, decoder)
         words = ", ".join(f"{fit['model']} in {fit['precision']}" for fit in fits)
         advice = f"what would fit: {words}" if fits else "close other programs, or make the music shorter"
+        title, other = entry.title, ""
+        if decoder == "diffusion":
+            title, other = f"{title} with {DIFFUSION.name}", "; the decoder 'codec' takes less"
         return OutOfMemory(
-            f"{entry.title} needs more memory than there is; {advice}", field="model", details={"fits": fits}
+            f"{title} needs more memory than there is; {advice}{other}", field="model", details={"fits": fits}
         )
 
-    def preflight(self, model_id: str) -> dict[str, Any]:
-        """Whether the model has room in memory, before anyone asks for it.
+    def preflight(self, model_id: str, decoder: Decoder = "codec") -> dict[str, Any]:
+        """Whether the model has room in memory with this decoder, before anyone asks for it.
 
         Returns:
             {"needs_bytes", "free_bytes", "fits", "fits_with"}: in the least precision it would be tried in; what
@@ -379,16 +439,17 @@ class ModelManager:
         with self._lock:
             loaded = self._loaded
         free = memory.available_bytes(device)
-        if loaded is not None and loaded.info.id == model_id:
-            needs = memory.estimate_bytes(entry, loaded.engine_info.precision)
+        if loaded is not None and self._has(model_id, decoder):
+            needs = memory.estimate_bytes(entry, loaded.engine_info.precision, decoder)
             return {"needs_bytes": needs, "free_bytes": free, "fits": True, "fits_with": []}
         if loaded is not None:
-            free += memory.estimate_bytes(self.catalog.entry(loaded.info.id), loaded.engine_info.precision)
-        needs = min(memory.estimate_bytes(entry, precision) for precision, _ in backends.ladder(self.settings, device))
+            held: Decoder = "codec" if loaded.diffusion is None else "diffusion"
+            free += memory.estimate_bytes(self.catalog.entry(loaded.info.id), loaded.engine_info.precision, held)
+        ladder = backends.ladder(self.settings, device)
+        needs = min(memory.estimate_bytes(entry, precision, decoder) for precision, _ in ladder)
         fits = needs <= free
-        return {
-            "needs_bytes": needs, "free_bytes": free, "fits": fits, "fits_with": [] if fits else self.fits(entry),
-        }  # fmt: skip
+        others = [] if fits else self.fits(entry, decoder)
+        return {"needs_bytes": needs, "free_bytes": free, "fits": fits, "fits_with": others}
 
     def step_bytes(self, model_id: str, seconds: float) -> int:
         """What each step of so much music reads: in the precision the model has, or would be tried in first.
@@ -403,22 +464,30 @@ class ModelManager:
             return memory.step_bytes(entry, loaded.engine_info.precision, seconds)
         return memory.step_bytes(entry, backends.ladder(self.settings, self._device or "cpu")[0][0], seconds)
 
-    def fits(self, entry: Entry) -> list[dict[str, str]]:
+    def fits(self, entry: Entry, decoder: Decoder = "codec") -> list[dict[str, str]]:
         """What would fit the memory that is free: the same model in less, then other models, the largest first."""
         free = memory.available_bytes(self._device or "cpu")
         ladder = [p for p, _ in backends.ladder(replace(self.settings, precision="auto"), self._device or "cpu")]
         others = sorted(
-            (other for other in self.catalog.entries() if other.shape and other.id != entry.id and not other.problem),
+            (
+                other
+                for other in self.catalog.entries()
+                if other.shape and other.id != entry.id and not other.problem
+                if decoder == "codec" or other.diffusion
+            ),
             key=lambda other: other.shape.parameters if other.shape else 0,
             reverse=True,
         )
-        tried = memory.estimate_bytes(entry, ladder[-1])
-        found = [
-            {"model": model.id, "precision": precision}
+        sizes = {
+            (model.id, precision): memory.estimate_bytes(model, precision, decoder)
             for model in (entry, *others)
             for precision in ladder
-            if memory.estimate_bytes(model, precision) <= free
-            and (memory.estimate_bytes(model, precision) < tried or (model is entry and precision != ladder[0]))
+        }
+        tried = sizes[entry.id, ladder[-1]]
+        found = [
+            {"model": model, "precision": precision}
+            for (model, precision), size in sizes.items()
+            if size <= free and (size < tried or (model == entry.id and precision != ladder[0]))
         ]
         return found[:FITS_SHOWN]
 
@@ -506,8 +575,13 @@ def _files(part: Part) -> list[HubFile]:
 
 
 def checkpoint_hash(folder: Path, cache_dir: Path) -> str:
-    """sha256 of the language model's file: the hub's own name for it, or reckoned once and kept in `cache_dir`."""
+    """sha256 of the language model's file."""
     path = next(p for p in (folder / (Path(LM_FILE).stem + ".safetensors"), folder / LM_FILE) if p.is_file())
+    return file_hash(path, cache_dir)
+
+
+def file_hash(path: Path, cache_dir: Path) -> str:
+    """sha256 of a file of weights: the hub's own name for it, or reckoned once and kept in `cache_dir`."""
     blob = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", blob):
         return blob

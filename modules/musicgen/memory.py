@@ -10,7 +10,8 @@ from typing import Final
 
 import psutil
 
-from modules.musicgen.catalog import Entry, Shape
+from modules.contract import Decoder
+from modules.musicgen.catalog import DIFFUSION, Entry, Shape
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +34,27 @@ _MB: Final = 1_000_000
 _T5_PARAMETERS, _ENCODEC_PARAMETERS, _DEMUCS_PARAMETERS = 110 * _MB, 59 * _MB, 42 * _MB
 _OVERHEAD_BYTES: Final = 300 * _MB
 """The decoding of a window, activations and what the libraries keep."""
+_RENDERING_BYTES: Final = 900 * _MB
+"""What a window of Multi-Band Diffusion takes beside its weights."""
 
 
-def estimate_bytes(model: Entry, precision: str) -> int:
+def estimate_bytes(model: Entry, precision: str, decoder: Decoder = "codec") -> int:
     """About how much memory the model takes on its device while it generates one take.
 
     Args:
         model: an entry of the catalogue; one of unknown shape counts as nothing but the overhead.
         precision: of the decoder; the text encoder, the codec and the separator stay in float32.
+        decoder: what makes sound of the tokens.
     """
+    return _model_bytes(model, precision) + (diffusion_bytes() if decoder == "diffusion" else 0)
+
+
+def diffusion_bytes() -> int:
+    """About how much Multi-Band Diffusion takes: its file's float32 weights, once it is here, and a window's work."""
+    return sum(path.stat().st_size for path in DIFFUSION.local()) + _RENDERING_BYTES
+
+
+def _model_bytes(model: Entry, precision: str) -> int:
     beside = 0
     for part in model.parts:
         beside += {"T5": _T5_PARAMETERS, "htdemucs": _DEMUCS_PARAMETERS}.get(part.name, 0)

@@ -52,7 +52,7 @@ export class Actions {
   /** The request that the composer stands for now. @returns {GenerateBody} */
   draft() {
     const { prompt, values, attachments } = this.state;
-    return settings.request(prompt, values, attachments, this.model()?.melody ?? false);
+    return settings.request(prompt, values, attachments, this.model());
   }
 
   /** Send what is in the composer. */
@@ -62,7 +62,7 @@ export class Actions {
     this.store.dispatch({ type: 'attach', attachments: { audioPrompt: null, base: null } });
     // Typed before the page knew which models are here: the answer must come from one that is.
     if (this.state.models.length === 0) await this.refreshModels();
-    const body = settings.request(prompt, this.state.values, attachments, this.model()?.melody ?? false);
+    const body = settings.request(prompt, this.state.values, attachments, this.model());
     /** @type {Record<string, string>} */
     const labels = {};
     if (body.audio_prompt && attachments.audioPrompt) labels.audio_prompt = attachments.audioPrompt.label;

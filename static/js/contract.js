@@ -37,6 +37,7 @@
  * @property {number} top_p
  * @property {number} temperature
  * @property {number} cfg_coef
+ * @property {string} decoder
  * @property {number} seed
  * @property {number} takes
  * @property {boolean} loop
@@ -129,6 +130,7 @@
  * @property {string} where
  * @property {boolean} loaded
  * @property {string} problem
+ * @property {{state: string, licence: string, missing: string[]} | null} diffusion
  *
  * @typedef {object} Health
  * @property {string} version

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from modules import contract
+from modules.contract import Decoder
 from tests.browser.conftest import Site, start
 from tests.fakes import FakeLoaded
 
@@ -58,13 +59,15 @@ def test_a_model_is_fetched_with_its_progress_and_answers_when_it_is_here(
     known = site.manager.catalog._models
     whole = site.manager.ensure
 
-    def ensure(model_id: str, progress: Callable[[Any, float, float, float | None], None]) -> FakeLoaded:
+    def ensure(
+        model_id: str, progress: Callable[[Any, float, float, float | None], None], decoder: Decoder = "codec"
+    ) -> FakeLoaded:
         if model_id == "large":
             progress("downloading", 2_000_000_000, 6_510_000_000, 50_000_000.0)
             while not go_on.wait(0.05):
                 progress("downloading", 2_000_000_000, 6_510_000_000, 50_000_000.0)
             known["large"] = known["large"].model_copy(update={"state": "ready", "download_bytes": 0})
-        return whole(model_id, progress)
+        return whole(model_id, progress, decoder)
 
     monkeypatch.setattr(site.manager, "ensure", ensure)
     expect(page.locator(".model-button")).to_contain_text("Sketch")

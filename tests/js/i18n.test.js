@@ -33,7 +33,7 @@ const made = [
   ...facts.parameters.filter((/** @type {any} */ item) => item.group !== 'model').map((/** @type {any} */ item) => `settings.group.${item.group}`),
   ...facts.error_codes.map((/** @type {string} */ name) => `error.${name}`),
   ...['queued', 'running', 'done', 'failed', 'cancelled', 'interrupted', 'sending', 'sent', 'refused'].map((name) => `status.${name}`),
-  ...['queued', 'downloading', 'loading', 'preparing', 'generating', 'decoding', 'splitting', 'saving', 'finished'].map((name) => `phase.${name}`),
+  ...['queued', 'downloading', 'loading', 'preparing', 'generating', 'decoding', 'rendering', 'splitting', 'saving', 'finished'].map((name) => `phase.${name}`),
   ...['ready', 'downloadable', 'missing', 'broken'].flatMap((name) => [`model.state.${name}`, `models.state.${name}`]),
   ...['newest', 'oldest', 'name', 'duration'].map((name) => `library.sort.${name}`),
   ...['favourite', 'locked', 'stems'].map((name) => `library.${name}`),

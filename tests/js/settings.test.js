@@ -42,7 +42,7 @@ test('a request has every parameter, and the clips that were attached', () => {
   const values = settings.complete(parameters, { duration: 7 });
   const base = { ref: { track: 'T' }, label: 'T', seconds: 9, mode: /** @type {const} */ ('append'), from: 3 };
   const audioPrompt = { ref: { upload: 'u' }, label: 'hum.wav', seconds: 4 };
-  const made = settings.request('  piano ', values, { audioPrompt, base }, true);
+  const made = settings.request('  piano ', values, { audioPrompt, base }, { melody: true });
   assert.equal(made.prompt, 'piano');
   assert.equal(made.duration, 7);
   assert.deepEqual(made.continuation, { track: 'T', mode: 'append', from: 3 });
@@ -51,7 +51,16 @@ test('a request has every parameter, and the clips that were attached', () => {
 
 test('an audio prompt is not sent to a model that takes none', () => {
   const audioPrompt = { ref: { upload: 'u' }, label: 'hum.wav', seconds: 4 };
-  assert.equal(settings.request('x', settings.defaults(parameters), { ...none, audioPrompt }, false).audio_prompt, null);
+  assert.equal(settings.request('x', settings.defaults(parameters), { ...none, audioPrompt }, { melody: false }).audio_prompt, null);
+});
+
+test('a decoder is only asked of a model that has it, and the choice is kept for one that does', () => {
+  const values = settings.complete(parameters, { decoder: 'diffusion' });
+  const diffusion = { state: 'ready', licence: 'CC-BY-NC 4.0', missing: [] };
+  assert.equal(settings.request('x', values, none, { diffusion }).decoder, 'diffusion');
+  assert.equal(settings.request('x', values, none, { diffusion: null }).decoder, 'codec');
+  assert.equal(settings.request('x', values, none).decoder, 'codec');
+  assert.equal(settings.savePreset([], 'mine', values)[0]?.values.decoder, 'diffusion');
 });
 
 test('a Top P over zero switches Top K off', () => {
@@ -84,7 +93,7 @@ test('a switch is on or off and nothing else, and what goes on from a clip is no
   assert.equal(settings.clamp(parameter('loop'), true), true);
   for (const nonsense of ['true', 1, null]) assert.equal(settings.clamp(parameter('loop'), nonsense), false);
   const values = settings.complete(parameters, { loop: true });
-  assert.equal(settings.request('x', values, none, false).loop, true);
+  assert.equal(settings.request('x', values, none).loop, true);
   const base = { ref: { track: 'T' }, label: 'T', seconds: 9, mode: /** @type {const} */ ('continue'), from: null };
-  assert.equal(settings.request('x', values, { ...none, base }, false).loop, false);
+  assert.equal(settings.request('x', values, { ...none, base }).loop, false);
 });

@@ -3,6 +3,7 @@
 /**
  * @typedef {import('../contract.js').Parameter} Parameter
  * @typedef {import('../contract.js').GenerateBody} GenerateBody
+ * @typedef {import('../contract.js').ModelInfo} ModelInfo
  * @typedef {import('../contract.js').AudioRef} AudioRef
  * @typedef {Readonly<Record<string, number | string | boolean>>} Values
  * @typedef {{name: string, values: Values}} Preset
@@ -18,7 +19,7 @@ const MAX_PRESET_NAME = 40;
 
 /** Presets that come with the program. Names are i18n keys. @type {readonly Preset[]} */
 export const BUILT_IN = [
-  { name: 'preset.sketch', values: { duration: 5, takes: 1, loop: false, top_k: 250, top_p: 0, temperature: 1, cfg_coef: 3 } },
+  { name: 'preset.sketch', values: { duration: 5, takes: 1, loop: false, top_k: 250, top_p: 0, temperature: 1, cfg_coef: 3, decoder: 'codec' } },
   { name: 'preset.faithful', values: { top_k: 150, top_p: 0, temperature: 0.9, cfg_coef: 5 } },
   { name: 'preset.adventurous', values: { top_k: 0, top_p: 0.95, temperature: 1.15, cfg_coef: 2.5 } },
   { name: 'preset.loop', values: { duration: 8, takes: 1, loop: true, top_k: 250, top_p: 0, temperature: 1, cfg_coef: 3 } },
@@ -78,10 +79,10 @@ export const topKIgnored = (values) => Number(values.top_p) > 0;
  * @param {string} prompt
  * @param {Values} values
  * @param {Attachments} attachments
- * @param {boolean} melody whether the chosen model takes an audio prompt
+ * @param {Partial<Pick<ModelInfo, 'melody' | 'diffusion'>>} [model] the chosen one: what it cannot do is left out
  * @returns {GenerateBody}
  */
-export function request(prompt, values, attachments, melody) {
+export function request(prompt, values, attachments, model = {}) {
   const { audioPrompt, base } = attachments;
   return /** @type {GenerateBody} */ ({
     kind: 'generate',
@@ -89,7 +90,8 @@ export function request(prompt, values, attachments, melody) {
     ...values,
     // What goes on from a clip cannot lead back to its start: the switch is off and says so.
     loop: values.loop === true && !base,
-    audio_prompt: melody && audioPrompt ? audioPrompt.ref : null,
+    decoder: model.diffusion ? values.decoder : 'codec',
+    audio_prompt: model.melody && audioPrompt ? audioPrompt.ref : null,
     continuation: base ? { ...base.ref, mode: base.mode, from: base.from } : null,
   });
 }

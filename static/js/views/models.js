@@ -59,6 +59,7 @@ function row(model, app, progress) {
     t(model.channels === 1 ? 'table.mono' : 'table.stereo'),
     model.melody ? t('models.melody') : '',
     model.licence ? t('models.licence', { licence: model.licence }) : '',
+    model.diffusion ? t('models.diffusion', { licence: model.diffusion.licence }) : '',
   ].filter(Boolean);
   const state = model.loaded ? t('models.loaded') : t(`models.state.${model.state}`, { size: words.bytes(model.download_bytes) });
   return el(

@@ -26,6 +26,7 @@ export function rows(track, { words, store }) {
     [t('param.duration'), words.duration(track.duration_s)],
     [t('table.seedUsed'), String(track.seed)],
     ...asked.map((name) => /** @type {[string, string]} */ ([t(`param.${name}`), words.number(value(name))])),
+    [t('param.decoder'), track.used.decoder === 'diffusion' ? t('choice.decoder.diffusion') : null],
     [t('table.take'), track.take > 1 || Number(track.asked.takes) > 1 ? words.number(track.take) : null],
     [t('table.loop'), looped(track, words)],
     [t('table.file'), [track.format.toUpperCase(), t('table.rate', { rate: words.number(track.sample_rate_hz / 1000, 2) }), t(track.channels === 1 ? 'table.mono' : 'table.stereo'), words.bytes(track.bytes)].join(' · ')],

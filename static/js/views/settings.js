@@ -187,8 +187,29 @@ function choiceField(parameter, app, view) {
   const { id, label, hint } = frame(parameter, app);
   const options = parameter.choices.map((value) => ({ value, label: words.t(`choice.${name}.${value}`) }));
   const made = select(options, String(store.state.values[name]), (value) => set(app, name, value), { id, 'aria-describedby': `${id}-hint` });
-  view.add(store.watch((state) => state.values, (values) => (made.value = String(values[name]))));
-  return el('div', { class: 'field' }, label, made, hint);
+  const whole = el('div', { class: 'field' }, label, made, hint);
+  const show = () => {
+    made.value = String(store.state.values[name]);
+    if (name === 'decoder') showDecoder(whole, made, hint, app);
+  };
+  show();
+  view.add(store.watch((state) => state.values, show));
+  view.add(store.watch((state) => state.models, show));
+  return whole;
+}
+
+/**
+ * @param {HTMLElement} whole
+ * @param {HTMLSelectElement} made
+ * @param {HTMLElement} hint
+ * @param {App} app
+ */
+function showDecoder(whole, made, hint, { words, actions }) {
+  const off = !actions.model()?.diffusion;
+  whole.classList.toggle('off', off);
+  made.disabled = off;
+  if (off) made.value = 'codec';
+  hint.textContent = words.t(off ? 'hint.decoder_off' : 'hint.decoder');
 }
 
 /**
