@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
-from modules.contract import ModelInfo
+from modules.contract import DiffusionInfo, ModelInfo
 from modules.settings import ROOT, Settings
 from modules.studio import Studio
 from modules.web.app import StudioServer, create_app
@@ -68,7 +68,8 @@ def models() -> tuple[ModelInfo, ...]:
     return (
         model_info("fake", title="Sketch", sketch=True, params_m=12.0, licence="CC0", where="models/fake"),
         model_info(
-            "fake-melody", title="Melody", melody=True, params_m=1500.0, licence="CC-BY-NC 4.0", where="models/melody"
+            "fake-melody", title="Melody", melody=True, params_m=1500.0, licence="CC-BY-NC 4.0", where="models/melody",
+            diffusion=DiffusionInfo(state="ready", licence="CC-BY-NC 4.0"),
         ),
         model_info(
             "large", title="Large", repo="facebook/musicgen-large", params_m=3300.0, licence="CC-BY-NC 4.0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,37 @@ def test_what_does_not_fit_the_memory_is_said_with_what_would_and_is_one_press_a
     site.manager.too_big["fake-melody"] = []
     ask(page, "nothing fits")
     expect(page.locator(".trouble").last).to_contain_text("Close other programs")
+
+
+def test_the_other_decoder_is_offered_where_there_is_one_and_the_card_says_what_rendered(
+    page: Page, site: Site
+) -> None:
+    page.locator("#settings-toggle").click()
+    decoder = page.get_by_label("Decoder")
+    expect(decoder).to_be_disabled()
+    expect(page.locator("#set-decoder-hint")).to_contain_text("its own codec only")
+    page.locator(".model-button").click()
+    row = page.locator("[data-model=fake-melody]")
+    expect(row).to_contain_text("can be rendered by Multi-Band Diffusion (licence CC-BY-NC 4.0)")
+    row.get_by_role("button", name="Choose").click()
+    page.keyboard.press("Escape")
+    expect(page.locator("#set-decoder-hint")).to_contain_text("half an hour on two CPU cores")
+    decoder.select_option("diffusion")
+    expect(page.locator(".preflight")).to_contain_text("28 min")
+    reached, go = threading.Event(), threading.Event()
+
+    def hold(step: int) -> None:
+        if step == 2:
+            reached.set()
+            go.wait(10)
+
+    site.manager.hold_render = hold
+    ask(page, "slow strings")
+    site.wait(reached.is_set)
+    expect(page.locator(".phase", has_text="Rendering the final sound")).to_be_visible()
+    go.set()
+    expect(page.locator("#card tr", has_text="Decoder")).to_contain_text("Multi-Band Diffusion")
+    assert site.studio.jobs()[-1].request["decoder"] == "diffusion"
 
 
 def test_a_number_that_is_being_typed_stays_while_other_settings_change(page: Page) -> None:
