@@ -125,3 +125,27 @@ def test_cancel_with_keep_ends_soon_and_leaves_a_track(studio: Studio) -> None:
     kept = studio.track(ended.tracks[0])
     assert kept.kept_early
     assert 1.5 <= kept.duration_s < 59
+
+
+def test_a_loop_goes_on_in_its_beat_over_the_wrap(studio: Studio) -> None:
+    """The length is whole beats by a measure that knows nothing of how the seam was found."""
+    for seed, prompt in enumerate(("techno at 130 bpm with drums", "house with drums")):
+        [track] = tracks(
+            studio, run(studio, f"loop {seed}".replace(" ", "-"), prompt=prompt, duration=6.0, loop=True, seed=seed)
+        )
+        assert track.loop is not None
+        sound = samples(studio, track).mean(axis=0, dtype=np.float64)
+        rate = track.sample_rate_hz
+        # Attacks, in a circle: at the length of a beat they fall on each other over the wrap as well.
+        rises = np.maximum(
+            np.diff(np.abs(sound[: len(sound) // 64 * 64]).reshape(-1, 64).max(axis=1), prepend=0.0), 0.0
+        )
+        power = np.abs(np.fft.rfft(rises - rises.mean())) ** 2
+        alike = np.fft.irfft(power)[: len(rises) // 2]
+        low, high = round(0.33 * rate / 64), round(1.01 * rate / 64)
+        period = low + int(np.argmax(alike[low:high]))
+        assert alike[period] > 0.2 * alike[0], "attacks recur around the circle"
+        beats = len(rises) / period
+        assert beats == pytest.approx(round(beats), abs=0.5 * len(rises) / period**2 + 0.05)
+        step = np.abs(sound[0] - sound[-1]) / np.abs(np.diff(sound)).max()
+        assert step <= 1.0

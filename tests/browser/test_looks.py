@@ -55,13 +55,14 @@ def fresh(chromium: Browser, site: Site, **options: Any) -> tuple[BrowserContext
     return context, page
 
 
-def fill(page: Page) -> None:
-    """A chat with takes in it, one of them in the card, and the settings open."""
+def fill(page: Page, *, loop: bool = False) -> None:
+    """A chat with takes (or loops) in it, one of them in the card, and the settings open."""
     page.locator(".labelled").nth(1).click()
     page.locator("#settings-toggle").click()
     page.locator(".field-head .number").nth(0).fill("2")
     page.locator(".field-head .number").nth(1).fill("2")
     page.locator(".field-head .number").nth(1).blur()
+    page.locator("#set-loop").set_checked(loop)
     page.fill("#prompt", "a calm piece with a long name so that lines must break somewhere in the middle")
     page.keyboard.press("Enter")
     expect(page.locator(".take .link")).to_have_count(2)
@@ -109,7 +110,7 @@ LOOKS = [("en-GB", "dark"), ("en-GB", "light"), ("ru-RU", "dark"), ("ru-RU", "li
 def test_axe_finds_nothing(chromium: Browser, full: Site, locale: str, scheme: str) -> None:
     context, page = fresh(chromium, full, locale=locale, color_scheme=scheme)
     assert violations(page) == []
-    fill(page)
+    fill(page, loop=True)
     assert violations(page) == []
     for name in dialogs(page):
         assert violations(page) == [], name
@@ -119,7 +120,7 @@ def test_axe_finds_nothing(chromium: Browser, full: Site, locale: str, scheme: s
 def test_nothing_scrolls_sideways_and_every_target_is_large_enough(chromium: Browser, full: Site) -> None:
     for locale in ("en-GB", "ru-RU"):
         context, page = fresh(chromium, full, locale=locale)
-        fill(page)
+        fill(page, loop=True)
         for width, height in WIDTHS:
             page.set_viewport_size({"width": width, "height": height})
             page.wait_for_timeout(250)
