@@ -24,10 +24,12 @@ import torch
 
 from modules.musicgen.engine import Codes
 from modules.musicgen.tiny.folder import load
+from modules.musicgen.tiny.words import understand
 from training import classifier, continuing, keys
 from training.codec.layout import tokens
 from training.corpus.captions import caption
 from training.corpus.genres import GENRES
+from training.corpus.instruments import BASSES, KITS
 from training.corpus.render import render
 from training.corpus.score import Score, compose
 from training.measure import log_mel, same_tempo, tempo_bpm
@@ -117,12 +119,21 @@ def listen(clips: Sequence[np.ndarray], codes: Sequence[Codes], judge: classifie
 Right = Callable[[Heard, Prompt], float]
 
 
-def _parts(score: Score) -> set[str]:
-    return {*score.instruments.values()} | ({score.kit} if score.kit else set())
+def wanted_parts(text: str) -> list[frozenset[str]]:
+    """What a prompt asks to be played: one set a part, any of which will do ("bass" is any bass)."""
+    general = {"drums": frozenset(KITS), "bass": frozenset(BASSES)}
+    named = [a.partition(":")[2] for a in understand(text).attributes if a.startswith(("with:", "only:"))]
+    return [general.get(part, frozenset({part})) for part in named]
 
 
-def _asked_parts(heard: frozenset[str], p: Prompt) -> float:
-    return len(_parts(p.score) & heard) / len(_parts(p.score))
+def asked_parts(heard: frozenset[str], text: str) -> float:
+    """The share of the parts asked for that are heard."""
+    wanted = wanted_parts(text)
+    return sum(bool(one & heard) for one in wanted) / len(wanted)
+
+
+def nothing_else(heard: frozenset[str], text: str) -> bool:
+    return heard <= frozenset[str]().union(*wanted_parts(text))
 
 
 def _told_apart(heard: Heard, p: Prompt) -> float:
@@ -147,9 +158,9 @@ ROWS: tuple[tuple[str, Callable[[Prompt], bool], Right], ...] = (
         lambda h, p: share_inside(h.notes, keys.key_of(p.score)),
     ),
     ("genre", lambda p: p.score.shape in {"full", "no drums"}, lambda h, p: h.genre == p.score.genre),
-    ("instruments named that are heard", lambda _: True, lambda h, p: _asked_parts(h.parts, p)),
-    ("instruments named that are played, by the codes", lambda _: True, lambda h, p: _asked_parts(h.played, p)),
-    ("nothing else is played, by the codes", lambda _: True, lambda h, p: h.played <= _parts(p.score)),
+    ("instruments named that are heard", lambda _: True, lambda h, p: asked_parts(h.parts, p.text)),
+    ("instruments named that are played, by the codes", lambda _: True, lambda h, p: asked_parts(h.played, p.text)),
+    ("nothing else is played, by the codes", lambda _: True, lambda h, p: nothing_else(h.played, p.text)),
 )
 
 

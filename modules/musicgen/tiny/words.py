@@ -187,7 +187,6 @@ _STOP = (
 )
 _RU_NOTES = {"до": 0, "ре": 2, "ми": 4, "фа": 5, "соль": 7, "ля": 9, "си": 11}
 _LETTERS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11, "h": 11}
-_BASSES = tuple(INSTRUMENTS)[:7]
 
 
 def _attribute_names() -> tuple[str, ...]:
