@@ -371,7 +371,8 @@ class ModelManager:
             codebooks=int(compression.num_codebooks), cardinality=int(compression.cardinality),
             max_window_s=float(lm.cfg.dataset.segment_duration),
             melody="self_wav" in lm.condition_provider.conditioners,
-            follow=follower, complete=follower.complete if follower else None,
+            follow=follower, begin=follower.begin if follower else None,
+            complete=follower.complete if follower else None,
         )  # fmt: skip
         engine = self._engine(entry, folder, lm, facts, progress)
         reasons = [text for text in (engine.info.why, self._device_why, why) if text]

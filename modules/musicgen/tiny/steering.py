@@ -15,7 +15,8 @@ from modules.audio import Clip
 from modules.contract import InvalidParameter
 from modules.musicgen.engine import Codes, Course, Floats, Steering
 from modules.musicgen.melody import Melody, hear
-from modules.musicgen.tiny.tonality import with_key
+from modules.musicgen.tiny.tonality import drums_alone, with_key
+from modules.musicgen.tiny.words import understand
 
 DRUMS, BASS, CHORDS, LEAD = range(4)
 SILENCE = 0
@@ -31,6 +32,8 @@ EARLY = 2
 """Frames by which a note may begin before the melody's does: the music's own beat decides."""
 ENTRY_STRENGTH = 30.0
 """Taken from a code that would go on with a sound that has not begun."""
+BEGIN_STRENGTH = 5.0
+"""Taken from the logits of silence in the first frame of a solo."""
 LEAST_S = 0.3
 """Of a melody; less is none."""
 
@@ -112,6 +115,23 @@ class MelodySteering:
         return np.asarray(np.where(playing, fit - middle, 0), np.float32)
 
 
+class Begun:
+    """Lets a solo begin with its first frame. One that has not begun after a second never would: the model knows no
+    music that is silent so long. See engine.Steering."""
+
+    def __init__(self, codes: Codebook) -> None:
+        books, card = codes.begins.shape
+        self.course = Course(np.zeros((books, card + 1), np.int64), np.zeros((books, card + 1), np.float32))
+        self.sounding = np.zeros(12, np.float32)
+
+    def bias(self, start: int, stop: int) -> Floats:
+        books, card = self.course.held.shape
+        out = np.zeros((stop - start, books, card - 1), np.float32)
+        if start <= 0 < stop:
+            out[-start, BASS:, SILENCE] = -BEGIN_STRENGTH
+        return out
+
+
 class Follower:
     """Knows which notes the codes are: makes a clip's steering, and gives a prompt the key of what it goes on from."""
 
@@ -122,6 +142,11 @@ class Follower:
     def classes(self) -> npt.NDArray[np.bool_]:
         """The pitch classes each code sounds, bool [K, card, 12]."""
         return self._codes.classes
+
+    def begin(self, prompt: str) -> Begun | None:
+        """See ModelFacts.begin: for a solo that is not of drums."""
+        said = understand(prompt)
+        return Begun(self._codes) if "solo" in said.attributes and not drums_alone(said) else None
 
     def complete(self, prompt: str, context: Codes, steered: Steering | None) -> str:
         """See ModelFacts.complete: the key, where the prompt names none."""
