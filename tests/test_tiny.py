@@ -139,19 +139,6 @@ def test_it_is_an_audiocraft_model_of_musicgens_shape(models: tuple[Any, Any]) -
     assert lm.cfg.dataset.segment_duration >= 5
 
 
-def test_five_seconds_are_heard_neither_silent_nor_clipped_and_the_same_again(models: tuple[Any, Any]) -> None:
-    prompts = ["techno with drums and synth bass, 125 bpm", "соло на фортепиано", "zorblax frobnicate", ""]
-    codes, audio = generate(models, list(prompts), 5)
-    assert audio.shape == (4, 160_000)
-    assert np.isfinite(audio).all()
-    for prompt, row, clip in zip(prompts, codes, audio, strict=True):
-        assert np.sqrt((clip**2).mean()) > 0.005, f"{prompt!r} is silent"
-        assert (np.abs(clip) > 0.999).mean() < 0.01, f"{prompt!r} is clipped"
-        assert len(np.unique(row)) > 20, f"{prompt!r} is stuck"
-    again, _ = generate(models, list(prompts), 5)
-    assert np.array_equal(codes, again)
-
-
 def test_no_prompt_and_one_of_ten_thousand_words_make_music_too(models: tuple[Any, Any]) -> None:
     _, audio = generate(models, [None, "techno drums and bass " * 2500], 2)
     assert (np.sqrt((audio**2).mean(1)) > 0.003).all()
@@ -243,9 +230,11 @@ def test_each_code_says_which_pitches_it_sounds(models: tuple[Any, Any]) -> None
 @pytest.fixture(scope="module")
 def engine(models: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Engine:
     lm, codec = models
+    follower = codec.follower()
     facts = ModelFacts(
         model="tiny", checkpoint_hash=None, precision="float32", frame_rate_hz=50.0, sample_rate_hz=32_000, channels=1,
-        codebooks=4, cardinality=2048, max_window_s=10.0, melody=False, follow=codec.follower(),
+        codebooks=4, cardinality=2048, max_window_s=10.0, melody=False, follow=follower,
+        begin=follower.begin, complete=follower.complete,
     )  # fmt: skip
     options = ["--backend", "torch", "--threads", "1", "--cache-dir", str(tmp_path_factory.mktemp("cache"))]
     return backends.choose(settings.parse(options, {}), lm, "cpu", facts)
@@ -254,6 +243,40 @@ def engine(models: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) ->
 def play(engine: Engine, melody: Clip | None, prompt: str = "techno with flute, 120 bpm") -> np.ndarray:
     spec = GenerationSpec(prompt=prompt, duration_s=3.0, seeds=(1,), melody=melody)
     return np.asarray(engine.generate(spec, Listener())[0])
+
+
+@pytest.mark.parametrize(
+    "prompt", ["techno with drums and synth bass, 125 bpm", "соло на фортепиано", "zorblax frobnicate", ""]
+)
+def test_five_seconds_are_heard_neither_silent_nor_clipped_and_the_same_again(
+    models: tuple[Any, Any], engine: Engine, prompt: str
+) -> None:
+    import torch
+
+    spec = GenerationSpec(prompt=prompt, duration_s=5.0, seeds=(0,))
+    codes = engine.generate(spec, Listener())
+    clip = models[1].decode(torch.from_numpy(codes))[0].mean(0).numpy()
+    assert clip.shape == (160_000,)
+    assert np.isfinite(clip).all()
+    assert np.sqrt((clip**2).mean()) > 0.005, "silent"
+    assert (np.abs(clip) > 0.999).mean() < 0.01, "clipped"
+    assert len(np.unique(codes)) > 20, "stuck"
+    assert np.array_equal(codes, engine.generate(spec, Listener()))
+
+
+@pytest.mark.slow
+def test_solos_begin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model alone leaves one solo in nine silent; begun, they all sound."""
+    facts: ModelFacts = engine.facts  # type: ignore[attr-defined]
+
+    def silent(begin: Any) -> int:
+        monkeypatch.setattr(engine, "facts", replace(facts, begin=begin))
+        prompts = ("solo acid bass", "solo marimba", "solo choir", "solo brass", "solo accordion", "solo piano")
+        specs = [GenerationSpec(prompt=prompt, duration_s=1.6, seeds=(100 + len(prompt),)) for prompt in prompts]
+        return sum(bool((engine.generate(spec, Listener())[0][1:] == 0).all()) for spec in specs)
+
+    assert silent(facts.begin) == 0
+    assert silent(None) > 0
 
 
 def lead_notes(models: tuple[Any, Any], codes: np.ndarray) -> np.ndarray:
@@ -383,7 +406,9 @@ def test_the_player_goes_on_from_the_frames_it_is_given(tmp_path: Path) -> None:
     assert np.abs(clip).max() > 0.01
 
 
-def test_stereo_is_wide_balanced_and_lost_without_a_trace_when_it_is_mixed_down(models: tuple[Any, Any]) -> None:
+def test_stereo_is_wide_balanced_and_lost_without_a_trace_when_it_is_mixed_down(
+    models: tuple[Any, Any], engine: Engine
+) -> None:
     import torch
 
     from modules.musicgen.tiny.codec import LayeredCodec
@@ -391,7 +416,9 @@ def test_stereo_is_wide_balanced_and_lost_without_a_trace_when_it_is_mixed_down(
     _, codec = models
     mono = LayeredCodec()
     mono.load_state_dict(codec.state_dict())
-    codes, _ = generate(models, ["a pop band: drums, bass, strings and a flute"], 4)
+    prompts = ("a pop band: drums, bass, strings and a flute", "house", "jazz with piano and trumpet")
+    specs = [GenerationSpec(prompt=prompt, duration_s=4.0, seeds=(1,)) for prompt in prompts]
+    codes = np.concatenate([engine.generate(spec, Listener()) for spec in specs], axis=2)
     sound = codec.decode(torch.from_numpy(codes))
     left, right = sound[0].numpy()
     assert mono.channels == 1
@@ -444,23 +471,24 @@ def test_the_key_is_that_of_the_music_before(root: int, mode: str) -> None:
 
 
 @pytest.mark.slow
-def test_music_asked_for_without_a_key_stays_in_one(
+def test_music_asked_for_without_a_key_is_in_the_one_it_is_given(
     models: tuple[Any, Any], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Second half of ten seconds inside the key of the first, over some genres, and clearly more than without."""
     classes = (models[1].classes.numpy()[..., None] >> np.arange(12)) & 1
 
     def share(complete: Any) -> float:
+        """Of the frames with notes, those inside the key that the prompt is given, over some genres."""
         monkeypatch.setattr(engine, "facts", replace(engine.facts, complete=complete))  # type: ignore[attr-defined]
-        kept = []
+        notes = []
         for prompt in ("jazz", "rock", "классика"):
-            codes = engine.generate(GenerationSpec(prompt=prompt, duration_s=8.0, seeds=(3,)), Listener())[0]
-            halves = [sum(classes[k][half[k]].sum(0) for k in (1, 2, 3)) for half in np.array_split(codes, 2, axis=1)]
-            keys = [[(key + step) % 12 for step in MAJOR] for key in range(12)]
-            best = max(keys, key=lambda key: halves[0][key].sum())
-            kept.append(halves[1][best].sum() / max(1, halves[1].sum()))
-        return float(np.mean(kept))
+            codes = engine.generate(GenerationSpec(prompt=prompt, duration_s=6.0, seeds=(3,)), Listener())[0]
+            named = understand(with_key(prompt, SILENT)).attributes
+            scale = next(NOTE_NAMES.index(a.removeprefix("scale:")) for a in named if a.startswith("scale:"))
+            sounding = sum(classes[k][codes[k]].sum(0) for k in (1, 2, 3))
+            notes.append((sounding[[(scale + step) % 12 for step in MAJOR]].sum(), sounding.sum()))
+        inside, all_notes = np.sum(notes, axis=0)
+        return float(inside / all_notes)
 
     held, free = share(models[1].follower().complete), share(None)
-    assert held > 0.93, (held, free)
-    assert held > free, (held, free)
+    assert held > 0.9, (held, free)
+    assert held > free + 0.2, (held, free)
