@@ -21,8 +21,9 @@ from modules.musicgen.catalog import Catalog
 from modules.musicgen.engine import Engine, GenerationSpec, ModelFacts
 from modules.musicgen.melody import hear
 from modules.musicgen.tiny import load_tiny, understand, unknown_words
+from modules.musicgen.tiny.steering import layers_of
 from modules.musicgen.tiny.tonality import MAJOR, with_key
-from modules.musicgen.tiny.words import ATTRIBUTES, MAX_CHARS, MODES, NOTE_NAMES
+from modules.musicgen.tiny.words import ATTRIBUTES, INSTRUMENTS, MAX_CHARS, MODES, NOTE_NAMES
 from tests.decoders import Listener
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,6 +263,30 @@ def test_five_seconds_are_heard_neither_silent_nor_clipped_and_the_same_again(
     assert (np.abs(clip) > 0.999).mean() < 0.01, "clipped"
     assert len(np.unique(codes)) > 20, "stuck"
     assert np.array_equal(codes, engine.generate(spec, Listener()))
+
+
+def test_each_instrument_is_looked_for_in_the_layers_that_have_it() -> None:
+    sounds = importlib.import_module("training.codec.layout").sounds()
+    for part in INSTRUMENTS:
+        layers = {
+            row
+            for row, name in enumerate(("bass", "chords", "lead"), 1)
+            for s in sounds[name].values()
+            if s.preset == part
+        }
+        assert set(layers_of(part)) == layers, part
+    assert layers_of("drums") == layers_of("brush kit") == ()
+
+
+def test_what_is_asked_for_alone_stays_alone(engine: Engine) -> None:
+    for prompt, layers in (
+        ("rock, only piano and bass", {1, 2, 3}),
+        ("groovy disco, just bass guitar", {1}),
+        ("flute only", {3}),
+    ):
+        codes = engine.generate(GenerationSpec(prompt=prompt, duration_s=2.0, seeds=(5,)), Listener())[0]
+        assert {row for row in (1, 2, 3) if codes[row].any()} <= layers, prompt
+        assert codes[1:].any(), prompt
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ class ModelFacts:
     follow: Callable[[Clip], Steering] | None = field(default=None, compare=False)
     """What steers the sampling of a model without one, when its codes say which notes they are."""
     begin: Callable[[str], Steering | None] | None = field(default=None, compare=False)
-    """What steers the first frames of music that goes on from nothing and follows nothing, by the text."""
+    """What steers music that goes on from nothing and follows nothing, by the text."""
     complete: Callable[[str, Codes, Steering | None], str] | None = field(default=None, compare=False)
     """The prompt with what it leaves open and the model needs, by the context's codes int64 [K, T] or the steering."""
 

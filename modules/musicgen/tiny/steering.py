@@ -15,8 +15,8 @@ from modules.audio import Clip
 from modules.contract import InvalidParameter
 from modules.musicgen.engine import Codes, Course, Floats, Steering
 from modules.musicgen.melody import Melody, hear
-from modules.musicgen.tiny.tonality import drums_alone, with_key
-from modules.musicgen.tiny.words import understand
+from modules.musicgen.tiny.tonality import with_key
+from modules.musicgen.tiny.words import INSTRUMENTS, KITS, understand
 
 DRUMS, BASS, CHORDS, LEAD = range(4)
 SILENCE = 0
@@ -32,8 +32,14 @@ EARLY = 2
 """Frames by which a note may begin before the melody's does: the music's own beat decides."""
 ENTRY_STRENGTH = 30.0
 """Taken from a code that would go on with a sound that has not begun."""
-BEGIN_STRENGTH = 5.0
+BEGIN_STRENGTH = 20.0
 """Taken from the logits of silence in the first frame of a solo."""
+ALONE_STRENGTH = 32.0
+"""Taken from the codes of a layer that a prompt leaves out by asking for others alone."""
+FIRST_CHORDS, FIRST_LEAD = 7, 17
+"""Places in INSTRUMENTS: the basses come first, then what plays chords, then what leads."""
+IN_BOTH = ("piano", "acoustic guitar", "distorted guitar")
+"""Play chords, and lead too."""
 LEAST_S = 0.3
 """Of a melody; less is none."""
 
@@ -115,21 +121,36 @@ class MelodySteering:
         return np.asarray(np.where(playing, fit - middle, 0), np.float32)
 
 
-class Begun:
-    """Lets a solo begin with its first frame. One that has not begun after a second never would: the model knows no
-    music that is silent so long. See engine.Steering."""
+class Alone:
+    """Keeps to the layers of what a prompt asks for alone, and lets a solo begin with its first frame: one that has not
+    begun after a second never would, because the model knows no music that is silent so long. See engine.Steering."""
 
-    def __init__(self, codes: Codebook) -> None:
+    def __init__(self, codes: Codebook, layers: tuple[int, ...], *, solo: bool) -> None:
         books, card = codes.begins.shape
+        self._layers, self._solo = layers, solo
         self.course = Course(np.zeros((books, card + 1), np.int64), np.zeros((books, card + 1), np.float32))
         self.sounding = np.zeros(12, np.float32)
 
     def bias(self, start: int, stop: int) -> Floats:
         books, card = self.course.held.shape
         out = np.zeros((stop - start, books, card - 1), np.float32)
-        if start <= 0 < stop:
-            out[-start, BASS:, SILENCE] = -BEGIN_STRENGTH
+        for layer in {BASS, CHORDS, LEAD} - set(self._layers):
+            out[:, layer] = -ALONE_STRENGTH
+            out[:, layer, SILENCE] = 0
+        if self._solo and start <= 0 < stop:
+            out[-start, self._layers[0], SILENCE] = -BEGIN_STRENGTH
         return out
+
+
+def layers_of(part: str) -> tuple[int, ...]:
+    """The layers that play a part of the words' tables, the usual one first; none for drums."""
+    names = {"bass": (BASS,), "chords": (CHORDS,), "melody": (LEAD,), "drums": (), **dict.fromkeys(KITS, ())}
+    place = list(INSTRUMENTS).index(part) if part in INSTRUMENTS else -1
+    if place < 0:
+        return names[part]
+    if place >= FIRST_LEAD:
+        return (LEAD,)
+    return (BASS,) if place < FIRST_CHORDS else (CHORDS, LEAD) if part in IN_BOTH else (CHORDS,)
 
 
 class Follower:
@@ -143,10 +164,14 @@ class Follower:
         """The pitch classes each code sounds, bool [K, card, 12]."""
         return self._codes.classes
 
-    def begin(self, prompt: str) -> Begun | None:
-        """See ModelFacts.begin: for a solo that is not of drums."""
+    def begin(self, prompt: str) -> Alone | None:
+        """See ModelFacts.begin: for a prompt that asks for some parts alone, drums not among them."""
         said = understand(prompt)
-        return Begun(self._codes) if "solo" in said.attributes and not drums_alone(said) else None
+        alone = [name.removeprefix("only:") for name in said.attributes if name.startswith("only:")]
+        layers = [layers_of(part) for part in alone]
+        if not layers or () in layers:
+            return None
+        return Alone(self._codes, tuple(dict.fromkeys(sum(layers, ()))), solo=len(alone) == 1)
 
     def complete(self, prompt: str, context: Codes, steered: Steering | None) -> str:
         """See ModelFacts.complete: the key, where the prompt names none."""

@@ -26,7 +26,7 @@ def with_key(prompt: str, sounding: npt.NDArray[np.float32]) -> str:
         sounding: [12], how much each pitch class sounds in what the music goes on from; zeros where nothing does.
     """
     said = understand(prompt)
-    if _named(said, "root") or drums_alone(said):
+    if _named(said, "root") or _drums_alone(said):
         return prompt
     mode = _named(said, "mode")
     modes = [mode] if mode else modes_in(_named(said, "genre"), _named(said, "mood"))
@@ -40,8 +40,7 @@ def _named(said: Understanding, what: str) -> str:
     return next((name.partition(":")[2] for name in said.attributes if name.startswith(f"{what}:")), "")
 
 
-def drums_alone(said: Understanding) -> bool:
-    """Whether a prompt asks for drums and nothing else."""
+def _drums_alone(said: Understanding) -> bool:
     only = {name.partition(":")[2] for name in said.attributes if name.startswith("only:")}
     return bool(only) and only <= {"drums", *KITS}
 
