@@ -262,7 +262,8 @@ def test_five_seconds_are_heard_neither_silent_nor_clipped_and_the_same_again(
     assert np.sqrt((clip**2).mean()) > 0.005, "silent"
     assert (np.abs(clip) > 0.999).mean() < 0.01, "clipped"
     assert len(np.unique(codes)) > 20, "stuck"
-    assert np.array_equal(codes, engine.generate(spec, Listener()))
+    short = replace(spec, duration_s=1.0)
+    assert np.array_equal(engine.generate(short, Listener()), codes[..., :50])
 
 
 def test_each_instrument_is_looked_for_in_the_layers_that_have_it() -> None:
@@ -442,7 +443,7 @@ def test_stereo_is_wide_balanced_and_lost_without_a_trace_when_it_is_mixed_down(
     mono = LayeredCodec()
     mono.load_state_dict(codec.state_dict())
     prompts = ("a pop band: drums, bass, strings and a flute", "house", "jazz with piano and trumpet")
-    specs = [GenerationSpec(prompt=prompt, duration_s=4.0, seeds=(1,)) for prompt in prompts]
+    specs = [GenerationSpec(prompt=prompt, duration_s=2.0, seeds=(1,)) for prompt in prompts]
     codes = np.concatenate([engine.generate(spec, Listener()) for spec in specs], axis=2)
     sound = codec.decode(torch.from_numpy(codes))
     left, right = sound[0].numpy()
@@ -505,8 +506,8 @@ def test_music_asked_for_without_a_key_is_in_the_one_it_is_given(
         """Of the frames with notes, those inside the key that the prompt is given, over some genres."""
         monkeypatch.setattr(engine, "facts", replace(engine.facts, complete=complete))  # type: ignore[attr-defined]
         notes = []
-        for prompt in ("jazz", "rock", "классика"):
-            codes = engine.generate(GenerationSpec(prompt=prompt, duration_s=6.0, seeds=(3,)), Listener())[0]
+        for prompt in ("jazz", "классика"):
+            codes = engine.generate(GenerationSpec(prompt=prompt, duration_s=4.0, seeds=(3,)), Listener())[0]
             named = understand(with_key(prompt, SILENT)).attributes
             scale = next(NOTE_NAMES.index(a.removeprefix("scale:")) for a in named if a.startswith("scale:"))
             sounding = sum(classes[k][codes[k]].sum(0) for k in (1, 2, 3))
