@@ -290,6 +290,13 @@ def test_what_is_asked_for_alone_stays_alone(engine: Engine) -> None:
         assert codes[1:].any(), prompt
 
 
+def test_a_solo_with_others_leaves_them_their_layers(models: tuple[Any, Any]) -> None:
+    steered = models[1].follower().begin("rock, guitar solo with drums and bass")
+    assert steered is not None
+    frames = steered.bias(0, 2)
+    assert (frames[:, 1] == 0).all(), "the bass plays, and when it likes"
+
+
 @pytest.mark.slow
 def test_solos_begin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model alone leaves one solo in nine silent; begun, they all sound."""

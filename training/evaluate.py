@@ -122,8 +122,8 @@ Right = Callable[[Heard, Prompt], float]
 def wanted_parts(text: str) -> list[frozenset[str]]:
     """What a prompt asks to be played: one set a part, any of which will do ("bass" is any bass)."""
     general = {"drums": frozenset(KITS), "bass": frozenset(BASSES)}
-    named = [a.partition(":")[2] for a in understand(text).attributes if a.startswith(("with:", "only:"))]
-    return [general.get(part, frozenset({part})) for part in named]
+    said = understand(text)
+    return [general.get(part, frozenset({part})) for part in (*said.parts("with"), *said.parts("only"))]
 
 
 def asked_parts(heard: frozenset[str], text: str) -> float:

@@ -167,11 +167,13 @@ class Follower:
     def begin(self, prompt: str) -> Alone | None:
         """See ModelFacts.begin: for a prompt that asks for some parts alone, drums not among them."""
         said = understand(prompt)
-        alone = [name.removeprefix("only:") for name in said.attributes if name.startswith("only:")]
-        layers = [layers_of(part) for part in alone]
-        if not layers or () in layers:
+        alone = said.parts("only")
+        if not alone or () in map(layers_of, alone):
             return None
-        return Alone(self._codes, tuple(dict.fromkeys(sum(layers, ()))), solo=len(alone) == 1)
+        # "A guitar solo with drums and bass" has a bass.
+        asked = (*alone, *said.parts("with"))
+        layers = dict.fromkeys(layer for part in asked for layer in layers_of(part))
+        return Alone(self._codes, tuple(layers), solo=len(asked) == 1)
 
     def complete(self, prompt: str, context: Codes, steered: Steering | None) -> str:
         """See ModelFacts.complete: the key, where the prompt names none."""

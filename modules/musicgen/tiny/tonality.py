@@ -41,8 +41,8 @@ def _named(said: Understanding, what: str) -> str:
 
 
 def _drums_alone(said: Understanding) -> bool:
-    only = {name.partition(":")[2] for name in said.attributes if name.startswith("only:")}
-    return bool(only) and only <= {"drums", *KITS}
+    only = said.parts("only")
+    return bool(only) and {*only} <= {"drums", *KITS}
 
 
 def _own(said: Understanding, modes: list[str]) -> tuple[int, str]:

@@ -212,6 +212,10 @@ class Understanding:
     tempo_bpm: float | None = None
     unknown: tuple[str, ...] = ()
 
+    def parts(self, how: str) -> tuple[str, ...]:
+        """The parts that are asked for "with" others, "only" or with "no"."""
+        return tuple(name.removeprefix(f"{how}:") for name in self.attributes if name.startswith(f"{how}:"))
+
 
 def modes_in(genre: str, mood: str) -> list[str]:
     """The modes that a genre has in a mood; "" for none in particular."""
