@@ -8,8 +8,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from modules.contract import DiskFull, is_disk_full
+import filelock
+
+from modules.contract import Conflict, DiskFull, is_disk_full
 
 PART_SUFFIX = ".part"
 """Ends the name of every file that is still being written; a sweep at start removes what a crash left."""
@@ -35,6 +38,26 @@ def write_atomic(path: Path, data: bytes) -> None:
                 part.unlink()
             raise
         sync_folder(path.parent)
+
+
+def take_folder(folder: Path, flag: str, *, shown: Path | None = None) -> Any:
+    """Keep `folder` for this program until the lock that is returned is released.
+
+    Args:
+        flag: what chooses another folder, for the message.
+        shown: the folder as the person knows it, where `folder` is one of ours inside it.
+    Raises:
+        Conflict: another running program has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(str(folder / "lock"), timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise Conflict(
+            f"another running program already uses the folder {shown or folder}; stop it or choose another {flag}"
+        ) from None
+    return lock
 
 
 def sync_file(path: Path) -> None:

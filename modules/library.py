@@ -33,7 +33,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import filelock
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
@@ -50,7 +49,7 @@ from modules.contract import (
     TrackPatch,
     TrackQuery,
 )
-from modules.disk import sync_file, sync_folder
+from modules.disk import sync_file, sync_folder, take_folder
 
 log = logging.getLogger(__name__)
 
@@ -316,15 +315,7 @@ class Library:
             if path.is_symlink():
                 raise Conflict(f"{path} is a link; remove it, the program keeps its own files there")
         self._tmp_dir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(str(lock_path), timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise Conflict(
-                f"another running program already uses the folder {self._audio_dir}; stop it or choose another "
-                "--data-dir"
-            ) from None
-        return lock
+        return take_folder(self._own_dir, "--data-dir", shown=self._audio_dir)
 
     def _sweep(self) -> None:
         """Undo what a crash cut short: the intents first, then every other temporary file of ours."""

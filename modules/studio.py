@@ -52,7 +52,7 @@ from modules.contract import (
     parse_any,
     parse_submitted,
 )
-from modules.disk import require_space
+from modules.disk import require_space, take_folder
 from modules.estimate import Measurements, forecast
 from modules.generation import Generation, Stage, plan, require_melody, versions
 from modules.jobs import JobContext, JobQueue
@@ -131,7 +131,7 @@ class Studio:
         jobs_dir: where the queue keeps its journals; the settings' own when left out.
 
     Raises:
-        Conflict: another program has the data folder.
+        Conflict: another program has the data folder or the state folder.
     """
 
     def __init__(
@@ -140,8 +140,9 @@ class Studio:
     ) -> None:  # fmt: skip
         self.settings = settings
         self._listeners: list[tuple[Callable[[Job], None], Callable[[LibraryChange], None]]] = []
-        # First, because it refuses a second program on the same folders.
+        # First, because they refuse a second program: it would sweep this one's files and run its jobs once more.
         self.library = Library(settings.audio_dir, settings.stems_dir)
+        self._state_lock = self._take_state()
         self.library.on_change = self._library_changed
         self.uploads = Uploads(
             settings.uploads_dir, max_bytes=settings.max_upload_mb * 1_000_000,
@@ -159,6 +160,13 @@ class Studio:
             after_job=self._after_job,
         )  # fmt: skip
 
+    def _take_state(self) -> Any:
+        try:
+            return take_folder(self.settings.state_dir, "--state-dir")
+        except BaseException:
+            self.library.close()
+            raise
+
     # ----------------------------------------------------------------------------------------- lifetime
     def start(self) -> None:
         """Begin to work: queued jobs go on, the model stack loads in the background."""
@@ -172,6 +180,7 @@ class Studio:
             if self._live is not None:
                 self._live[1].discard()
         self.library.close()
+        self._state_lock.release()
 
     def subscribe(self, on_job: Callable[[Job], None], on_library: Callable[[LibraryChange], None]) -> None:
         """Be told of every change of a job and of the library, from any thread; neither call may block or raise."""

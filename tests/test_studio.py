@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from modules.contract import (
     UnreadableAudio,
 )
 from modules.generation import draw_seeds
+from modules.library import Library
 from modules.material import MELODY_S
 from modules.settings import Settings
 from modules.studio import Studio
@@ -978,6 +980,15 @@ def test_the_estimate_learns_from_what_was_made(tmp_path: Path) -> None:
 def test_a_second_program_on_the_same_folder_is_refused(place: Workplace, tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="data-dir"):
         Workplace(tmp_path)
+
+
+def test_a_second_program_with_tracks_of_its_own_may_not_have_the_first_ones_queue(
+    place: Workplace, tmp_path: Path
+) -> None:
+    settings = replace(place.settings, data_dir=tmp_path / "other")
+    with pytest.raises(Conflict, match="state-dir"):
+        Studio(settings, manager=FakeManager(), separator=FakeSeparator())
+    Library(settings.audio_dir, settings.stems_dir).close()  # let go of again
 
 
 def test_a_stop_is_quick_and_a_start_goes_on(tmp_path: Path) -> None:
