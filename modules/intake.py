@@ -55,12 +55,12 @@ def admit(
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         clean.unlink(missing_ok=True)
-        raise UnreadableAudio(f"the file takes longer than {timeout_s:.0f} s to decode") from None
+        raise UnreadableAudio(f"the file takes longer than {timeout_s:.0f} s to decode", field="file") from None
     answer = _read_answer(done)
     if "held" in answer:
         return audio.Probe(**answer["held"])
     clean.unlink(missing_ok=True)
-    raise _ANSWERS.get(answer["code"], UnreadableAudio)(answer["message"])
+    raise _ANSWERS.get(answer["code"], UnreadableAudio)(answer["message"], field="file")
 
 
 def _read_answer(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:

@@ -434,10 +434,10 @@ class Studio:
         """Refuse at once what can be known to fail, so that the person hears it where they are looking."""
         if isinstance(request, SplitRequest):
             info = self._separator(request.separator)
-            track = self.library.get(request.track) if request.track else None
-            self._splitter.wanted(request.stems, info, track.stems if track else {})
-            if request.upload:
-                self.uploads.touch(request.upload)
+            field = "track" if request.track else "upload"
+            self._look_up(AudioRef(track=request.track, upload=request.upload), field)
+            have = self.library.get(request.track).stems if request.track else {}
+            self._splitter.wanted(request.stems, info, have)
             return
         info = self._check_model(request.model)
         if request.decoder == "diffusion":
@@ -577,9 +577,20 @@ class Studio:
         return Sound(path, source, self.uploads.get(str(ref.upload)).sample_rate_hz)
 
     def _split_job(self, job: Job, request: SplitRequest, context: JobContext) -> None:
-        name = request.track or self._import(str(request.upload), request)
+        if request.track:
+            context.tracks([request.track])
+            self._split(job, request.track, request.stems, request.separator, context)
+            return
+        name = self._import(str(request.upload), request)
         context.tracks([name])
-        self._split(job, name, request.stems, request.separator, context)
+        try:
+            self._split(job, name, request.stems, request.separator, context)
+        except BaseException:
+            # Only its stems were asked for. The upload is still there, and another try would make a second track of it.
+            with suppress(NotFound, Conflict):
+                self.library.delete(name)
+                context.tracks([])
+            raise
 
     def _split(self, job: Job, name: str, stems: str, separator: str, context: JobContext) -> None:
         """Make the stems of a track that it has not got yet."""

@@ -676,6 +676,19 @@ def test_an_upload_becomes_a_track_to_be_split(place: Workplace) -> None:
     assert len(track.stems) == 4
 
 
+def test_an_upload_that_cannot_be_split_leaves_no_track_and_can_be_tried_again(place: Workplace) -> None:
+    body = {"kind": "split", "upload": place.upload(tone(2.0), "mine.wav"), "stems": "all"}
+    place.separator.fails = UnreadableAudio("the file is silent: there is nothing to split")
+    job = place.ended(place.studio.submit({**body, "client_id": "first"}))
+    assert (job.status, job.track, job.tracks) == ("failed", None, [])
+    assert place.studio.library.count() == 0
+    assert not [path for path in place.settings.audio_dir.iterdir() if path.is_file()]
+    place.separator.fails = None
+    again = place.ended(place.studio.submit({**body, "client_id": "again"}))
+    assert again.status == "done"
+    assert place.studio.library.count() == 1
+
+
 def test_music_stays_when_its_stems_fail(place: Workplace) -> None:
     place.separator.fails = ModelMissing("the separator is not here")
     job = place.ended(place.submit(stems="all"))
@@ -746,10 +759,18 @@ def test_an_upload_is_probed_and_its_name_is_data_only(place: Workplace) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("field", ["track", "upload"])
+def test_a_split_of_what_is_not_there_names_the_field(place: Workplace, field: str) -> None:
+    with pytest.raises(NotFound) as error:
+        place.studio.submit({"kind": "split", "client_id": "s", field: "nothing"})
+    assert error.value.field == field
+
+
 @pytest.mark.parametrize("data", [b"", b"not audio at all", b"RIFF\xff\xff\xff\x7fWAVEfmt "])
 def test_what_is_no_audio_is_refused_and_leaves_nothing(place: Workplace, data: bytes) -> None:
-    with pytest.raises((UnreadableAudio, InvalidRequest)):
+    with pytest.raises((UnreadableAudio, InvalidRequest)) as error:
         place.studio.upload(io.BytesIO(data), "x.wav")
+    assert error.value.field == "file"
     assert list(place.settings.uploads_dir.iterdir()) == []
 
 
