@@ -26,6 +26,7 @@ from modules.contract import (
     FINAL_STATUSES,
     Cancelled,
     Conflict,
+    DiskFull,
     Error,
     Internal,
     Job,
@@ -33,8 +34,10 @@ from modules.contract import (
     JobRequest,
     JobStatus,
     NotFound,
+    OutOfMemory,
     QueueFull,
     StudioError,
+    is_disk_full,
 )
 from modules.disk import sweep_parts, sync_folder, write_atomic
 
@@ -93,6 +96,15 @@ class _Entry:
     started: float = 0.0
     published: float = -math.inf
     phase_ended: bool = False
+
+
+def _in_words(error: Exception) -> StudioError:
+    """What a person is told of an error that no room below has a name for."""
+    if isinstance(error, MemoryError):
+        return OutOfMemory("the job needs more memory than there is; close other programs, or make the music shorter")
+    if isinstance(error, OSError) and is_disk_full(error):
+        return DiskFull("the disk is full: free some space and try again")
+    return Internal("something went wrong inside the program; the log says what. The job can be tried again")
 
 
 class JobContext:
@@ -338,11 +350,10 @@ class JobQueue:
         except StudioError as error:
             log.warning("job %s failed: %s: %s", entry.job.id, error.code, error.message)
             return "failed", error.to_error()
-        except Exception:
+        except Exception as error:
             # The one place that catches everything: the worker must outlive any job.
             log.exception("job %s failed", entry.job.id)
-            words = "something went wrong inside the program; the log says what. The job can be tried again"
-            return "failed", Internal(words).to_error()
+            return "failed", _in_words(error).to_error()
         return "done", None
 
     def _end(self, entry: _Entry, status: JobStatus, error: Error | None) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -256,6 +257,20 @@ def test_any_other_error_is_internal_with_its_stack_in_the_log_only(
     assert ended.error.code == "internal"
     assert "secret" not in ended.error.message
     assert "ZeroDivisionError: /home/someone/secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(MemoryError(), "out_of_memory"), (OSError(errno.ENOSPC, "No space left"), "disk_full")]
+)
+def test_no_memory_and_no_disk_are_said_wherever_they_happen(
+    jobs: JobQueue, stage: Stage, error: Exception, code: str
+) -> None:
+    job = jobs.submit(request("c0"))
+    running(jobs, job.id)
+    stage.fail(error)
+    ended = jobs.wait(job.id, SOON_S)
+    assert ended.error is not None
+    assert ended.error.code == code
 
 
 def test_a_listener_that_fails_does_not_end_the_worker(tmp_path: Path, stage: Stage) -> None:
