@@ -398,9 +398,28 @@ def test_a_mended_checkpoint_loads(full_cache: Path, tmp_path: Path, managers: A
     manager = managers()
     with pytest.raises(ModelBroken):
         manager.ensure("mine", Progress())
+    assert manager.catalog.info("mine").state == "broken"
     (folder / "state_dict.bin").write_bytes(whole)
+    assert manager.catalog.info("mine").state == "ready", "it may be asked for again: a broken one is refused"
     manager.ensure("mine", Progress())
     assert manager.catalog.info("mine").state == "ready"
+
+
+def test_a_damaged_download_that_is_deleted_can_be_fetched_again(hub: loopback_hub.Hub, managers: Any) -> None:
+    manager = managers()
+    manager.ensure("small", Progress())
+    manager.close()
+    manager.after_job()
+    (state,) = (path for path in manager.catalog.parts("small")[0].local())
+    data = state.read_bytes()
+    state.resolve().write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelBroken):
+        manager.ensure("small", Progress())
+    assert manager.catalog.info("small").state == "broken"
+    state.resolve().unlink()
+    state.unlink()
+    assert manager.catalog.info("small").state == "downloadable"
+    assert generate(manager.ensure("small", Progress())).shape == (1, 4, 10)
 
 
 def test_an_unknown_model_is_named(managers: Any, cache: Path) -> None:

@@ -12,10 +12,11 @@ import lzma
 import pickletools
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import yaml
 
@@ -40,6 +41,10 @@ _MAX_PICKLE_BYTES: Final = 64 * _MB
 _DAMAGED_ARCHIVE: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _LEGACY_PICKLES: Final = 4
 """Files from before torch's zip form begin with pickles of a magic number, a version, the system and the object."""
+
+
+Marks: TypeAlias = tuple[tuple[str, int, int], ...]
+"""(path, time of the last change in ns, bytes) of files."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,8 @@ class Catalog:
     """The models as they are on this machine now. Every answer looks at the disk anew."""
 
     settings: Settings
-    problems: dict[str, str] = field(default_factory=dict)
-    """Model id -> why its last load failed; the manager keeps it."""
+    _problems: dict[str, tuple[str, Marks]] = field(default_factory=dict)
+    """Model id, or DIFFUSION_REPO -> why its last load failed, and of which files."""
     _read: dict[tuple[Path, int, int], dict[str, str]] = field(default_factory=dict)
     """What was read out of a checkpoint, by path, time and size."""
 
@@ -203,6 +208,29 @@ class Catalog:
             return parts
         require_decoder(self.info(model_id), decoder)
         return [*parts, DIFFUSION]
+
+    def note_problem(self, key: str, message: str) -> None:
+        """Remember why a load failed, until one works or the files are others. `key`: a model's id or DIFFUSION_REPO."""
+        self._problems[key] = message, self._marks(key)
+
+    def forget_problem(self, key: str) -> None:
+        """A load worked."""
+        self._problems.pop(key, None)
+
+    def _problem(self, key: str) -> str:
+        message, marks = self._problems.get(key, ("", ()))
+        # What was mended, replaced or fetched anew deserves another try.
+        return message if message and self._marks(key) == marks else ""
+
+    def _marks(self, key: str) -> Marks:
+        """What tells whether a model's files are still the same ones: name, time and size of each."""
+        if key == DIFFUSION_REPO:
+            return _marked(DIFFUSION.local())
+        entry = next((entry for entry in self.entries() if entry.id == key), None)
+        if entry is None:
+            return ()
+        own = sorted(entry.folder.iterdir()) if entry.folder else []
+        return _marked([*own, *(path for part in self._parts(entry) for path in part.local())])
 
     def default_id(self) -> str:
         """What a person gets who chose nothing: --model, the best model here, the embedded one, or small."""
@@ -243,7 +271,7 @@ class Catalog:
 
     def _describe(self, entry: Entry, loaded: str | None) -> ModelInfo:
         absent = [part for part in self._parts(entry) if not part.here]
-        problem = entry.problem or self.problems.get(entry.id, "")
+        problem = entry.problem or self._problem(entry.id)
         lacking = [*entry.lacking, *(part.label for part in absent)]
         return ModelInfo(
             id=entry.id, title=entry.title, repo=entry.repo, params_m=entry.params_m, channels=entry.channels,
@@ -255,7 +283,7 @@ class Catalog:
         )  # fmt: skip
 
     def _diffusion(self) -> DiffusionInfo:
-        problem = self.problems.get(DIFFUSION_REPO, "")
+        problem = self._problem(DIFFUSION_REPO)
         missing = [] if DIFFUSION.here else [DIFFUSION.label]
         state = self._state(problem, (), [DIFFUSION] if missing else [])
         return DiffusionInfo(state=state, licence=WEIGHTS_LICENCE, missing=missing)
@@ -311,6 +339,15 @@ class Catalog:
         if key not in self._read:
             self._read[key] = read_texts(path)
         return self._read[key]
+
+
+def _marked(paths: Iterable[Path]) -> Marks:
+    marks = []
+    for path in paths:
+        with suppress(OSError):
+            found = path.stat()
+            marks.append((str(path), found.st_mtime_ns, found.st_size))
+    return tuple(marks)
 
 
 def require_decoder(info: ModelInfo, decoder: Decoder) -> None:

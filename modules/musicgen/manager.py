@@ -191,14 +191,14 @@ class ModelManager:
             loaded = self._beside(entry, progress) if keeps else None
             loaded = loaded or self._load_what_fits(self.catalog.entry(model_id), decoder, progress)
         except ModelBroken as error:
-            self.catalog.problems[DIFFUSION_REPO if error.field == "decoder" else model_id] = error.message
+            self.catalog.note_problem(DIFFUSION_REPO if error.field == "decoder" else model_id, error.message)
             raise
         finally:
             self._loading = False
             self._on_status()
-        self.catalog.problems.pop(model_id, None)
+        self.catalog.forget_problem(model_id)
         if decoder == "diffusion":
-            self.catalog.problems.pop(DIFFUSION_REPO, None)
+            self.catalog.forget_problem(DIFFUSION_REPO)
         # What was only needed to load is handed back before the job takes its own.
         memory.give_back()
         with self._lock:
