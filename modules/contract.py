@@ -166,6 +166,12 @@ class DiskFull(StudioError):
     code, status = "disk_full", 507
 
 
+class DeviceLost(StudioError):
+    """The graphics card stopped answering; what comes after runs on the CPU."""
+
+    code, status = "device_lost", 503
+
+
 def is_disk_full(error: OSError) -> bool:
     """True for no space, no quota and a file above the system's limit."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -180,7 +186,7 @@ class Cancelled(StudioError):
 ERRORS: tuple[type[StudioError], ...] = (
     Internal, InvalidRequest, InvalidParameter, UnknownModel, UnreadableAudio, ClipTooShort, ClipTooLong, Unauthorized,
     Forbidden, NotFound, MethodNotAllowed, Conflict, TooLarge, UnsupportedMediaType, RangeNotSatisfiable,
-    TooManyRequests, QueueFull, ModelMissing, ModelBroken, DownloadFailed, OutOfMemory, DiskFull, Cancelled,
+    TooManyRequests, QueueFull, ModelMissing, ModelBroken, DownloadFailed, OutOfMemory, DiskFull, DeviceLost, Cancelled,
 )  # fmt: skip
 
 

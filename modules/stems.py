@@ -29,6 +29,7 @@ import yaml
 
 from modules import audio, contract, hub
 from modules.contract import (
+    DeviceLost,
     DiskFull,
     InvalidParameter,
     ModelBroken,
@@ -124,6 +125,8 @@ class Separator:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loaded: _Loaded | None = None
+        self._lost = False
+        """The card stopped answering: the CPU computes until the program is started anew."""
         self._lock = threading.RLock()
 
     # ------------------------------------------------------------------------------------------- which
@@ -195,7 +198,8 @@ class Separator:
         Raises:
             ModelMissing, ModelBroken, DownloadFailed: the separator is not usable.
             UnreadableAudio, ClipTooLong, InvalidParameter: the file cannot be split.
-            DiskFull, OutOfMemory: it does not fit. After any error nothing is left in `out_dir`.
+            DiskFull, OutOfMemory: it does not fit.
+            DeviceLost: the card stopped answering. After any error nothing is left in `out_dir`.
         """
         began = time.monotonic()
         info = self.resolve(separator)
@@ -203,7 +207,7 @@ class Separator:
         if unknown or not stems:
             self.wanted(unknown[0] if unknown else "", info, {})
         check()
-        with _out_of_memory(info.id):
+        with self._failing_in_words(info.id):
             song = _survey(source, progress, check)
             _require_space(song, out_dir, stems)
             loaded = self._load(info, progress, check)
@@ -212,6 +216,36 @@ class Separator:
                 how = _run(loaded, song, parts, progress, check)
         facts = {"separator": info.id, **how, "versions": _versions()}
         return Split(parts, dict.fromkeys(stems, facts), time.monotonic() - began)
+
+    @contextmanager
+    def _failing_in_words(self, name: str) -> Iterator[None]:
+        """Memory that runs out and a card that is gone, said so that the person can act on it."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            words = str(error).lower()
+            if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate" in words:
+                raise OutOfMemory(
+                    f"no memory left to split with {name}; unload the music model and try again"
+                ) from error
+            device = self._loaded.device if self._loaded is not None else self._device()
+            if device_answers(device):
+                raise
+            self._lost = True
+            self.unload()
+            raise DeviceLost(
+                "the card stopped answering while it split the track. Try again: the CPU takes over, more slowly."
+                " To use the card again, start the program anew"
+            ) from error
+
+    def _device(self) -> str:
+        import torch
+
+        if self._lost:
+            return "cpu"
+        if self._settings.device != "auto":
+            return self._settings.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def unload(self) -> None:
         """Give the separator's memory back."""
@@ -233,7 +267,7 @@ class Separator:
             bag = self._bag(info, progress)
             progress("loading", 0, 0, None)
             check()
-            self._loaded = _load_bag(info.id, bag, self._settings)
+            self._loaded = _load_bag(info.id, bag, self._device(), self._settings.threads)
             return self._loaded
 
     def _bag(self, info: SeparatorInfo, progress: Progress) -> _Bag:
@@ -346,7 +380,7 @@ class _Loaded:
         return sum(p.numel() * p.element_size() for model in self.models for p in model.parameters())
 
 
-def _load_bag(name: str, bag: _Bag, settings: Settings) -> _Loaded:
+def _load_bag(name: str, bag: _Bag, device: str, threads: int) -> _Loaded:
     import torch
     from demucs.apply import BagOfModels
 
@@ -358,9 +392,8 @@ def _load_bag(name: str, bag: _Bag, settings: Settings) -> _Loaded:
         raise ModelBroken(f"the separator {name} is made of models that do not fit together") from None
     if whole.audio_channels != 2:
         raise ModelBroken(f"the separator {name} takes {whole.audio_channels} channels; stereo ones can be used here")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = _device(settings)
+    if threads:
+        torch.set_num_threads(threads)
     for model in models:
         model.eval().requires_grad_(requires_grad=False)
         # oneDNN's convolutions are fastest on this layout; the results differ by rounding only.
@@ -395,12 +428,16 @@ def _load_model(name: str, path: Path) -> Any:
         ) from None
 
 
-def _device(settings: Settings) -> str:
+def device_answers(device: str) -> bool:
+    """Whether the device still computes: after a fault, a reset or an unplugging every call to a card fails."""
+    if device == "cpu":
+        return True
     import torch
 
-    if settings.device != "auto":
-        return settings.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return float(torch.ones(1, device=device).sum().item()) == 1.0
+    except RuntimeError:
+        return False
 
 
 def _empty_device_cache() -> None:
@@ -408,23 +445,13 @@ def _empty_device_cache() -> None:
 
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        # A card that is lost has nothing to give back, and says so with an error.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def _versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in ("demucs", "torch")}
-
-
-@contextmanager
-def _out_of_memory(name: str) -> Iterator[None]:
-    """Memory that runs out, said so that the person can act on it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        words = str(error).lower()
-        if not isinstance(error, MemoryError) and "out of memory" not in words and "can't allocate" not in words:
-            raise
-        raise OutOfMemory(f"no memory left to split with {name}; unload the music model and try again") from error
 
 
 # ------------------------------------------------------------------------------------------------ the source

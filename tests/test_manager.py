@@ -20,6 +20,7 @@ import pytest
 
 from modules.contract import (
     Cancelled,
+    DeviceLost,
     DownloadFailed,
     Health,
     Internal,
@@ -538,6 +539,46 @@ def test_a_device_that_is_not_there_is_refused_in_words(full_cache: Path, manage
     manager = managers(device="cuda")
     with pytest.raises((InvalidParameter, Internal), match="--device cuda"):
         manager.ensure("small", Progress())
+
+
+# ------------------------------------------------------------------------------------- a card that disappears
+@pytest.mark.parametrize("moment", ["while loading", "at a step", "between two jobs"])
+def test_a_card_that_disappears_is_said_and_the_cpu_takes_over(
+    full_cache: Path, managers: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    manager = managers()
+    model = manager.ensure("small", Progress())
+    there = moment == "while loading"
+
+    def answers(device: str) -> bool:
+        nonlocal there
+        there, was = False, there
+        return was or device == "cpu"
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr("modules.musicgen.manager.device_answers", answers)
+    manager._device, manager._device_name = "mps", "Some Card"  # what the manager believes it computes on
+    if moment == "while loading":
+        manager._let_go()
+        with monkeypatch.context() as patch:
+            patch.setattr("audiocraft.models.loaders.load_lm_model", fail)
+            with pytest.raises(DeviceLost, match="Some Card stopped answering"):
+                manager.ensure("small", Progress())
+    elif moment == "at a step":
+        with monkeypatch.context() as patch:
+            patch.setattr("audiocraft.models.lm.LMModel._sample_next_token", fail)
+            with pytest.raises(DeviceLost, match="the CPU takes over"):
+                generate(model)
+    if moment != "between two jobs":
+        assert manager.status()["model"] is None
+    manager.after_job()
+    again = manager.ensure("small", Progress())
+    assert generate(again).shape == (1, 4, 10)
+    assert manager.status()["device"] == again.engine_info.device == "cpu"
+    assert "mps stopped answering" in again.engine_info.why
+    assert manager.catalog.info("small").state == "ready"
 
 
 # -------------------------------------------------------------------------------------------- out of memory

@@ -197,6 +197,26 @@ def test_memory_that_runs_out_even_so_is_one_clear_error_and_the_next_job_works(
     assert place.ended(place.split(stems="bass")).status == "done"
 
 
+def test_a_card_that_disappears_is_said_and_the_cpu_takes_over(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    separator = place.studio.separator
+    assert isinstance(separator, stems.Separator)
+
+    def gone(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stems._Network, "_separate", gone)
+        patch.setattr(stems, "device_answers", lambda _: False)
+        job = place.ended(place.split())
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "device_lost")
+    assert place.leftovers() == []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # that is what torch goes on saying
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    assert separator._device() == "cpu"
+    assert place.ended(place.split(stems="bass")).status == "done"
+
+
 @pytest.mark.slow
 def test_after_kill_9_in_the_middle_of_a_split_nothing_is_left_and_the_next_job_goes_on(
     tmp_path: Path, models: Path

@@ -210,7 +210,7 @@ class Catalog:
         return [*parts, DIFFUSION]
 
     def note_problem(self, key: str, message: str) -> None:
-        """Remember why a load failed, until one works or the files are others. `key`: a model's id or DIFFUSION_REPO."""
+        """Remember why a load of a model, or of DIFFUSION_REPO, failed: until one works or the files are others."""
         self._problems[key] = message, self._marks(key)
 
     def forget_problem(self, key: str) -> None:

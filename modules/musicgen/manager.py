@@ -16,7 +16,7 @@ import re
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 from modules import disk, hub
 from modules.contract import (
     Decoder,
+    DeviceLost,
     DownloadFailed,
     EngineInfo,
     Internal,
@@ -170,12 +171,15 @@ class ModelManager:
             progress: told of "downloading" (bytes) and "loading"; raising from it (Cancelled) stops there, and what
                 was downloaded is kept.
         Raises:
-            UnknownModel, ModelMissing, ModelBroken, DownloadFailed, DiskFull, OutOfMemory, InvalidParameter (a device
-            that is not there, a decoder that the model has not), Internal (the stack cannot be imported).
+            UnknownModel, ModelMissing, ModelBroken, DownloadFailed, DiskFull, OutOfMemory, DeviceLost, InvalidParameter
+            (a device that is not there, a decoder that the model has not), Internal (the stack cannot be imported).
         """
         with self._lock:
             self._in_use = True
             self._stop_timer()
+        if self._stack == "ready" and not device_answers(self._device):
+            self._lose_device()
+        with self._lock:
             if self._has(model_id, decoder):
                 return self._known
         entry = self.catalog.entry(model_id)
@@ -349,6 +353,8 @@ class ModelManager:
             raise
         except Exception as error:  # a damaged checkpoint may fail anywhere in three libraries
             traceback.clear_frames(error.__traceback__)
+            if not device_answers(self._device):
+                raise self._lose_device(error) from None
             if not memory.is_out_of_memory(error):
                 log.warning("%s cannot be loaded", title, exc_info=error)
                 reason = _one_line(error)
@@ -399,10 +405,16 @@ class ModelManager:
     # ---------------------------------------------------------------------------------------- out of memory
     @contextmanager
     def _guard(self, entry: Entry) -> Iterator[None]:
-        """Turn a lack of memory into OutOfMemory, the model let go so that the next job has room."""
+        """Turn a lack of memory into OutOfMemory, and a card that is gone into DeviceLost.
+
+        The model is let go then, so that the next job has room, or another device.
+        """
         try:
             yield
-        except Exception as error:  # only looked at; what is no lack of memory goes on unchanged
+        except Exception as error:  # only looked at; what is neither goes on unchanged
+            if not isinstance(error, StudioError) and not device_answers(self._device):
+                traceback.clear_frames(error.__traceback__)
+                raise self._lose_device(error) from None
             if not memory.is_out_of_memory(error):
                 raise
             log.warning("out of memory while generating with %s: %s", entry.id, _one_line(error))
@@ -414,6 +426,20 @@ class ModelManager:
         self._let_go()
         memory.give_back()
         raise self._out_of_memory(entry, "diffusion" if rendering else "codec")
+
+    def _lose_device(self, error: Exception | None = None) -> DeviceLost:
+        """Go on without a card that does not answer: until the program is started again the CPU computes."""
+        lost, name = self._device, self._device_name
+        log.error("%s (%s) does not answer any more: the CPU computes from now on", lost, name, exc_info=error)
+        with suppress(RuntimeError):  # what lies on it is lost with it
+            self._let_go()
+        self._device, self._device_name = "cpu", device_name("cpu")
+        self._device_why = f"{lost} stopped answering"
+        self._on_status()
+        return DeviceLost(
+            f"{name} stopped answering while it computed. Try again: the CPU takes over, more slowly. To use the card"
+            " again, start the program anew"
+        )
 
     def _out_of_memory(self, entry: Entry, decoder: Decoder = "codec") -> OutOfMemory:
         fits = self.fits(entry, decoder)
@@ -615,6 +641,18 @@ def choose_device(asked: str) -> tuple[str, str]:
             raise InvalidParameter(f"--device {asked}: this machine or this torch has none; try --device auto")
         return asked, f"--device {asked}"
     return next((name, f"{name} is the fastest device here") for name in there if there[name])
+
+
+def device_answers(device: str) -> bool:
+    """Whether the device still computes: after a fault, a reset or an unplugging every call to a card fails."""
+    if device in ("", "cpu"):
+        return True
+    import torch
+
+    try:
+        return float(torch.ones(1, device=device).sum().item()) == 1.0
+    except Exception as error:  # whatever it is that fails
+        return memory.is_out_of_memory(error)
 
 
 def device_name(device: str) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import sys
+from contextlib import suppress
 from typing import Final
 
 import psutil
@@ -97,7 +98,8 @@ def available_bytes(device: str) -> int:
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[0])
+        with suppress(RuntimeError):  # a card that is lost: the next job finds that out
+            return int(torch.cuda.mem_get_info()[0])
     return int(psutil.virtual_memory().available + psutil.swap_memory().free)
 
 
@@ -106,7 +108,8 @@ def total_bytes(device: str) -> int:
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[1])
+        with suppress(RuntimeError):
+            return int(torch.cuda.mem_get_info()[1])
     return int(psutil.virtual_memory().total)
 
 
@@ -132,10 +135,12 @@ def give_back() -> None:
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None:
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        if torch.backends.mps.is_available():
-            torch.mps.empty_cache()
+        # A card that is lost has nothing to give back, and says so with an error.
+        with suppress(RuntimeError):
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            if torch.backends.mps.is_available():
+                torch.mps.empty_cache()
     if sys.platform == "linux":
         # glibc keeps freed blocks for later; without this the process stays as large as it ever was.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
