@@ -651,7 +651,7 @@ def device_answers(device: str) -> bool:
 
     try:
         return float(torch.ones(1, device=device).sum().item()) == 1.0
-    except Exception as error:  # whatever it is that fails
+    except RuntimeError as error:
         return memory.is_out_of_memory(error)
 
 
