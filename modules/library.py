@@ -135,23 +135,21 @@ class _Entry:
         return cls(track, _timestamp(track.created_at), text)
 
 
-def _filters(query: TrackQuery) -> list[Callable[[_Entry], bool]]:
-    """The tests that a query really asks for."""
-    tests: list[Callable[[_Entry], bool]] = []
+def _fitting(pairs: list[tuple[_SortKey, _Entry]], query: TrackQuery) -> list[tuple[_SortKey, _Entry]]:
+    """The pairs that a query asks for, in their order. The words come first: they leave least for what follows."""
+    for word in unicodedata.normalize("NFC", query.q).casefold().split():
+        pairs = [pair for pair in pairs if word in pair[1].text]
     if query.model:
-        tests.append(lambda entry: entry.track.model == query.model)
+        pairs = [pair for pair in pairs if pair[1].track.model == query.model]
     if query.format is not None:
-        tests.append(lambda entry: entry.track.format == query.format)
+        pairs = [pair for pair in pairs if pair[1].track.format == query.format]
     if query.favourite is not None:
-        tests.append(lambda entry: entry.track.favourite == query.favourite)
+        pairs = [pair for pair in pairs if pair[1].track.favourite == query.favourite]
     if query.locked is not None:
-        tests.append(lambda entry: entry.track.locked == query.locked)
+        pairs = [pair for pair in pairs if pair[1].track.locked == query.locked]
     if query.stems is not None:
-        tests.append(lambda entry: bool(entry.track.stems) == query.stems)
-    words = unicodedata.normalize("NFC", query.q).casefold().split()
-    if words:
-        tests.append(lambda entry: all(word in entry.text for word in words))
-    return tests
+        pairs = [pair for pair in pairs if bool(pair[1].track.stems) == query.stems]
+    return pairs
 
 
 def _timestamp(created_at: str) -> float:
@@ -468,10 +466,7 @@ class Library:
             InvalidParameter: the cursor is not from this order.
         """
         after = _read_cursor(query.sort, query.cursor) if query.cursor else None
-        fitting = self._ordered(query.sort)
-        for test in _filters(query):
-            fitting = [(key, entry) for key, entry in fitting if test(entry)]
-        rest = fitting
+        fitting = rest = _fitting(self._ordered(query.sort), query)
         if after is not None:
             falling = query.sort in _FALLING
             rest = [(key, entry) for key, entry in fitting if (key < after if falling else key > after)]

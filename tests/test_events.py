@@ -233,7 +233,7 @@ def test_telling_the_broadcaster_takes_no_time_however_slow_sending_is() -> None
     for rev in range(1000):
         broadcast.job(job_of(rev))
         broadcast.library(LibraryChange(removed=["x"]))
-    assert time.perf_counter() - started < 0.4
+    assert time.perf_counter() - started < 10, "two thousand times half a second, if it waited"
     broadcast.stop()
 
 

@@ -35,7 +35,7 @@ from modules.contract import (
 )
 from modules.jobs import PUBLISH_EVERY_S, JobContext, JobQueue, Pace
 
-SOON_S = 10.0
+SOON_S = 20.0
 
 
 def request(client_id: str, prompt: str = "rain") -> GenerateRequest:
@@ -197,7 +197,7 @@ def test_a_running_job_is_cancelled_at_its_next_step(jobs: JobQueue) -> None:
     began = time.monotonic()
     jobs.cancel(job.id)
     assert jobs.wait(job.id, SOON_S).status == "cancelled"
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < SOON_S / 2
 
 
 def test_keep_reaches_the_running_job(tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_a_stop_interrupts_the_running_job_and_keeps_the_queued_ones(tmp_path: P
         running(jobs, first.id)
         began = time.monotonic()
         jobs.stop()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SOON_S / 2
         assert jobs.job(first.id).status == "interrupted"
         with pytest.raises(Conflict):
             jobs.submit(request("c2"))
@@ -447,7 +447,7 @@ def test_a_job_that_does_not_come_back_is_written_down_as_interrupted(tmp_path: 
     running(jobs, job.id)
     began = time.monotonic()
     jobs.stop(timeout_s=0.2)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < SOON_S / 2
     assert jobs.job(job.id).status == "interrupted"
     release.set()
     time.sleep(0.05)

@@ -16,8 +16,9 @@ import time
 import unicodedata
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -36,9 +37,10 @@ from modules.contract import (
 )
 from modules.library import Library, track_name
 from tests.library_parts import BEEP_FRAMES, WHEN, add, add_stems, draft, fill, write_beep
+from tests.pace import assert_within
 
 COLD_SCAN_S, PAGE_S, SEARCH_S = 1.5, 0.05, 0.05
-"""The promised times for 10,000 tracks, in CPU time: the machine may be shared with other work."""
+"""The promised times for 10,000 tracks, in processor time: the machine may be shared with other work."""
 
 
 def files_in(lib_dir: Path) -> set[str]:
@@ -772,25 +774,35 @@ def test_a_kill_at_a_hundred_random_moments_breaks_no_pair_and_leaves_nothing(tm
 
 
 # ------------------------------------------------------------------------------------------- many tracks
-def cpu_s(work) -> tuple[float, Any]:
-    start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
+def assert_quick(limit_s: float, work: Callable[[], Any]) -> Any:
+    """What `work` returns; its processor time is within the limit."""
+    results: list[Any] = []
+
+    def measured() -> float:
+        began = time.process_time()
+        results.append(work())
+        return time.process_time() - began
+
+    assert_within(limit_s, measured, clock=time.process_time)
+    return results[-1]
 
 
 @pytest.mark.slow
 def test_ten_thousand_tracks_are_scanned_paged_and_searched_quickly(tmp_path):
     fill(tmp_path, 10_000)
-    scan_s, lib = cpu_s(lambda: Library(tmp_path / "audio", tmp_path / "stems"))
-    with lib:
-        assert lib.count() == 10_000
-        assert scan_s < COLD_SCAN_S
-        first_s, (_, cursor, _) = cpu_s(lambda: lib.page(TrackQuery()))
-        page_s, (tracks, _, total) = cpu_s(lambda: lib.page(TrackQuery(cursor=cursor)))
-        assert (len(tracks), total) == (100, 10_000)
-        assert max(first_s, page_s) < PAGE_S
-        search_s, (_, _, total) = cpu_s(lambda: lib.page(TrackQuery(q="PIANO 777", favourite=False)))
-        assert total == sum("777" in str(index) for index in range(10_000))
-        assert search_s < SEARCH_S
+
+    def scanned() -> int:
+        with Library(tmp_path / "audio", tmp_path / "stems") as opened:
+            return opened.count()
+
+    assert assert_quick(COLD_SCAN_S, scanned) == 10_000
+    with Library(tmp_path / "audio", tmp_path / "stems") as lib:
+        # The order of an uncommon sort is made for its first page.
+        for sort in get_args(TrackQuery.model_fields["sort"].annotation):
+            _, cursor, _ = assert_quick(PAGE_S, partial(lib.page, TrackQuery(sort=sort)))
+            tracks, _, total = assert_quick(PAGE_S, partial(lib.page, TrackQuery(sort=sort, cursor=cursor)))
+            assert (len(tracks), total) == (100, 10_000)
+        found = partial(lib.page, TrackQuery(q="PIANO 777", favourite=False))
+        assert assert_quick(SEARCH_S, found)[2] == sum("777" in str(index) for index in range(10_000))
         assert lib.delete_unlocked() == (10_000, 0)
     assert files_in(tmp_path) == set()

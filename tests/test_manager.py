@@ -523,11 +523,11 @@ def test_a_cancel_is_honoured_while_the_stack_is_being_imported(
     full_cache: Path, managers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    monkeypatch.setattr(compat, "import_stack", lambda: release.wait(10))
+    monkeypatch.setattr(compat, "import_stack", lambda: release.wait(60))
     started = time.monotonic()
     with pytest.raises(Cancelled):
         managers().ensure("small", Progress("loading", after=-1))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
     release.set()
 
 

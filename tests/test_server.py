@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -30,6 +31,7 @@ from modules.web import app as web_app
 from modules.web import openapi
 from modules.web.app import StudioServer, address, announce, bind_problem, create_app
 from tests.live_server import Live, running
+from tests.pace import assert_within, slowness
 from tests.test_openapi import Fuzz
 
 FIRST_PAGE_S = 1.0
@@ -80,22 +82,15 @@ def live(tmp_path: Path) -> Iterator[Live]:
 
 
 # ------------------------------------------------------------------------------------ starting, stopping
-def crowding() -> float:
-    """How many times longer things take because others use the machine."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 1.0
-    return max(1.0, 1.5 * load / (os.cpu_count() or 1))
-
-
 def test_the_first_page_comes_within_a_second_of_starting_the_process(tmp_path: Path) -> None:
-    took: list[float] = []
-    for attempt in range(3):
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        started = time.monotonic()
+    def seen() -> float:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        started = time.perf_counter()
         with program(folder) as (_, url):
             assert b"<html" in get(url)
-            took.append(time.monotonic() - started)
-    assert min(took) < FIRST_PAGE_S * crowding(), took
+            return time.perf_counter() - started
+
+    assert_within(FIRST_PAGE_S, seen, tries=5)
 
 
 def test_the_page_is_served_before_the_model_stack_is_imported(tmp_path: Path) -> None:
@@ -136,10 +131,10 @@ def test_the_program_stops_in_time_though_clients_hold_on_to_it(tmp_path: Path, 
             client = held.enter_context(socket.create_connection(("127.0.0.1", port)))
             client.sendall(request)
         get(url + "api/health")
-        started = time.monotonic()
+        started = time.perf_counter()
         process.send_signal(number)
-        assert process.wait(10) == 0
-        assert time.monotonic() - started < 5
+        assert process.wait(30) == 0
+        assert time.perf_counter() - started < 5 * slowness()
 
 
 def test_a_port_in_use_is_one_clear_line_and_exit_status_2(tmp_path: Path) -> None:
@@ -221,16 +216,15 @@ def test_a_display_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> N
 def test_half_open_requests_hold_nothing_up_and_end_at_their_deadline(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web_app, "HEADER_DEADLINE_S", 1.5)
+    monkeypatch.setattr(web_app, "HEADER_DEADLINE_S", 3.0)
     with ExitStack() as held:
         clients = [held.enter_context(socket.create_connection(("127.0.0.1", live.port))) for _ in range(60)]
         for client in clients:
             client.sendall(b"GET /api/health HTTP/1.1\r\nHost: ")
-        started = time.monotonic()
         assert live.ask("GET", "/api/health").status == 200
-        assert time.monotonic() - started < 1.0 * crowding()
+        assert live.server.connections >= 60, "it was answered while they were still open"
         # One byte now and then does not move the deadline.
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while live.server.connections and time.monotonic() < until:
             with suppress(OSError):
                 for client in clients:
@@ -336,10 +330,15 @@ def test_two_hundred_pages_are_told_and_cost_little_memory(live: Live) -> None:
         for client in clients:
             client.sendall(b"\x81\x82\0\0\0\0" + b"40")
         assert heard(clients, b'"hello"', 30) == 200
-        started = time.monotonic()
-        live.studio.change_job(job.id, status="running", unknown_words=["everybody"])
-        assert heard(clients, b"everybody", 10) == 200
-        assert time.monotonic() - started < 1.0 * crowding()
+
+        def told(word: str) -> float:
+            started = time.perf_counter()
+            live.studio.change_job(job.id, status="running", unknown_words=[word])
+            assert heard(clients, word.encode(), 30) == 200
+            return time.perf_counter() - started
+
+        words = iter(("everybody", "everyone", "all"))
+        assert_within(1.0, lambda: told(next(words)))
         assert live.ask("GET", "/api/health").status == 200
         assert psutil.Process().memory_info().rss / 1e6 - before_mb < 120
 
