@@ -28,7 +28,6 @@ if [ -z "${1:-}" ] && ! command -v chromium >/dev/null 2>&1; then
   DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq chromium chromium-driver >/dev/null
 fi
 
-failed=()
 check() {
   local name=$1
   shift
@@ -39,8 +38,17 @@ check() {
     echo "== $name: passed in $((SECONDS - started)) s"
   else
     echo "== $name: FAILED in $((SECONDS - started)) s"
-    failed+=("$name")
+    echo "$name" >> "$beside/failed"
   fi
+}
+
+# A file a process: the model stack is mended in place when it is imported, and --offline shuts the hub's client for
+# the whole process, so what one file leaves behind must not decide what the next one finds.
+tests_in() {
+  local file
+  for file in "$1"/test_*.py; do
+    check "pytest $file" tests_of "$file"
+  done
 }
 
 tests_of() {
@@ -57,30 +65,23 @@ static_checks() {
   check "tsc" npm run --silent check
   check "eslint" npm run --silent lint
   check "node tests" npm run --silent test
-  printf '%s\n' ${failed[@]+"${failed[@]}"} > "$beside/failed"
 }
 
-# The tests keep one core busy; what only reads the code goes on beside them and is shown after them.
+# Two lanes: a browser test waits most of its time, and so does not hold up the tests of the program. What the second
+# lane has to say is shown after the first.
 beside=$(mktemp -d)
-static_checks > "$beside/shown" 2>&1 &
-reading=$!
-trap 'kill "$reading" 2>/dev/null || true; rm -rf "$beside"' EXIT
-
-# A file a process: the model stack is mended in place when it is imported, and --offline shuts the hub's client for
-# the whole process, so what one file leaves behind must not decide what the next one finds.
-for file in tests/test_*.py tests/browser/test_*.py; do
-  check "pytest $file" tests_of "$file"
-done
-
-wait "$reading" || failed+=("the checks of the code broke off")
+touch "$beside/failed"
+{ static_checks; tests_in tests/browser; echo done > "$beside/ended"; } > "$beside/shown" 2>&1 &
+lane=$!
+trap 'kill "$lane" $(pgrep -P "$lane") 2>/dev/null || true; rm -rf "$beside"' EXIT
+tests_in tests
+wait "$lane" || true
 cat "$beside/shown"
-while IFS= read -r name; do
-  [ -z "$name" ] || failed+=("$name")
-done < <(cat "$beside/failed" 2>/dev/null)
+[ -e "$beside/ended" ] || echo "the second lane" >> "$beside/failed"
 
 echo
-if [ ${#failed[@]} -gt 0 ]; then
-  echo "test: FAILED: ${failed[*]}"
+if [ -s "$beside/failed" ]; then
+  echo "test: FAILED: $(paste -sd, "$beside/failed")"
   exit 1
 fi
 echo "test: every check passed in $SECONDS s"

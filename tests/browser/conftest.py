@@ -88,7 +88,7 @@ class Site:
     engine: FakeEngine
     separator: FakeSeparator
 
-    def wait(self, true: Any, timeout_s: float = 10.0) -> None:
+    def wait(self, true: Any, timeout_s: float = PATIENCE_MS / 1000) -> None:
         deadline = time.monotonic() + timeout_s
         while not true():
             assert time.monotonic() < deadline, "it did not come true in time"
