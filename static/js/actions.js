@@ -274,8 +274,8 @@ export class Actions {
     try {
       const query = library.query(known.filters, more ? known.cursor : '', PAGE);
       const page = await api.tracks(query);
-      if (this.state.library.filters !== known.filters) return;
-      this.store.dispatch({ type: 'library/page', tracks: page.tracks, cursor: page.next_cursor ?? '', total: page.total, fresh: !more });
+      const { tracks, next_cursor: cursor, total } = page;
+      this.store.dispatch({ type: 'library/page', filters: known.filters, tracks, cursor: cursor ?? '', total, fresh: !more });
     } catch (problem) {
       this.store.dispatch({ type: 'library/failed', error: api.asError(problem) });
     }

@@ -48,7 +48,7 @@ import * as library from './models/library.js';
  *   | {type: 'library', change: LibraryChange}
  *   | {type: 'library/filters', filters: Partial<library.Filters>}
  *   | {type: 'library/loading'}
- *   | {type: 'library/page', tracks: Track[], cursor: string, total: number, fresh: boolean}
+ *   | {type: 'library/page', filters: library.Filters, tracks: Track[], cursor: string, total: number, fresh: boolean}
  *   | {type: 'library/failed', error: StudioError}
  *   | {type: 'track', track: Track}
  *   | {type: 'chat/add', entry: chat.Entry}
@@ -92,7 +92,7 @@ export function reduce(state, action) {
     case 'library/loading':
       return { ...state, library: { ...state.library, loading: true, stale: false, error: null } };
     case 'library/page': {
-      const page = library.takePage(state.library, action.tracks, action.cursor, action.total, action.fresh);
+      const page = library.takePage(state.library, action.filters, action.tracks, action.cursor, action.total, action.fresh);
       return { ...withTracks(state, action.tracks), library: page };
     }
     case 'library/failed':

@@ -114,12 +114,34 @@ test('a listener is told only of its own part', () => {
 });
 
 test('a new track goes to the top of an unfiltered list, and only marks a filtered one stale', () => {
-  const plain = library.takePage(library.empty(), [track('A')], '', 1, true);
+  const waiting = { ...library.empty(), loading: true, stale: false };
+  const plain = library.takePage(waiting, waiting.filters, [track('A')], '', 1, true);
   const added = library.takeChange(plain, { added: [track('B')] });
   assert.deepEqual([added.names, added.total, added.stale], [['B', 'A'], 2, false]);
   const filtered = { ...plain, filters: { ...plain.filters, q: 'x' } };
   const later = library.takeChange(filtered, { added: [track('B')] });
   assert.deepEqual([later.names, later.stale], [['A'], true]);
+});
+
+test('a list that changed while it was asked for is asked for again, and counts each track once', () => {
+  let now = reduce(state(), { type: 'library/loading' });
+  now = reduce(now, { type: 'library', change: { added: [track('B')] } });
+  const { filters } = now.library;
+  now = reduce(now, { type: 'library/page', filters, tracks: [track('A')], cursor: '', total: 1, fresh: true });
+  assert.deepEqual([now.library.loading, now.library.stale], [false, true]);
+  now = reduce(now, { type: 'library/loading' });
+  now = reduce(now, { type: 'library/page', filters, tracks: [track('B'), track('A')], cursor: '', total: 2, fresh: true });
+  assert.deepEqual([now.library.names, now.library.stale], [['B', 'A'], false]);
+  now = reduce(now, { type: 'library', change: { added: [track('B')] } });
+  assert.deepEqual([now.library.names, now.library.total], [['B', 'A'], 2]);
+});
+
+test('an answer to filters that are no longer asked for ends the waiting and leaves the list to be asked for again', () => {
+  let now = reduce(state(), { type: 'library/loading' });
+  const { filters } = now.library;
+  now = reduce(now, { type: 'library/filters', filters: { q: 'x' } });
+  now = reduce(now, { type: 'library/page', filters, tracks: [track('A')], cursor: '', total: 1, fresh: true });
+  assert.deepEqual([now.library.names, now.library.loading, now.library.stale], [[], false, true]);
 });
 
 test('a page asks for what is filtered and leaves the rest out', () => {

@@ -64,17 +64,21 @@ export function query(filters, cursor, limit) {
 }
 
 /**
+ * An answer. One to other filters than the list has by now only ends the waiting, and one that a change overtook may
+ * be older than it: in both cases the list stays stale and is asked for again.
  * @param {Library} library
+ * @param {Filters} filters what was asked for
  * @param {Track[]} tracks
  * @param {string} cursor
  * @param {number} total
  * @param {boolean} fresh the first page, which replaces the list
  * @returns {Library}
  */
-export function takePage(library, tracks, cursor, total, fresh) {
+export function takePage(library, filters, tracks, cursor, total, fresh) {
+  if (filters !== library.filters) return { ...library, loading: false, stale: true };
   const known = fresh ? [] : library.names;
   const names = [...new Set([...known, ...tracks.map((track) => track.name)])];
-  return { ...library, names, cursor, total, loading: false, stale: false, error: null };
+  return { ...library, names, cursor, total, loading: false, error: null };
 }
 
 /**
@@ -86,11 +90,9 @@ export function takeChange(library, { added = [], removed = [] }) {
   if (added.length === 0 && removed.length === 0) return library;
   const gone = new Set(removed);
   const names = library.names.filter((name) => !gone.has(name));
-  const total = Math.max(0, library.total - removed.length + added.length);
+  const fresh = added.map((track) => track.name).filter((name) => !library.names.includes(name));
+  const total = Math.max(0, library.total - removed.length + fresh.length);
   const simple = library.filters.sort === 'newest' && !isFiltered(library.filters);
-  if (simple) {
-    const fresh = added.map((track) => track.name).filter((name) => !names.includes(name));
-    return { ...library, names: [...fresh.reverse(), ...names], total };
-  }
-  return { ...library, names, total, stale: library.stale || added.length > 0 };
+  if (simple) return { ...library, names: [...fresh.reverse(), ...names], total, stale: library.stale || library.loading };
+  return { ...library, names, total, stale: library.stale || library.loading || added.length > 0 };
 }

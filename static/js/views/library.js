@@ -61,7 +61,7 @@ export function showLibrary(app, pick) {
     clearTimeout(timer);
     timer = window.setTimeout(refresh, SEARCH_AFTER_MS);
   }));
-  view.add(store.watch((state) => state.library.stale, refresh));
+  view.add(store.watch((state) => state.library.stale && !state.library.loading, refresh));
   const playing = () => {
     for (const [name, { element }] of rows) element.classList.toggle('playing', app.player.isPlaying(`track:${name}`));
   };
