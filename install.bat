@@ -11,6 +11,12 @@ for %%C in ("py -3.11" "py -3.12" "py -3.10" "python3" "python") do (
     %%~C -c "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))" >nul 2>&1 && set "PYTHON=%%~C"
   )
 )
+rem Conda brings the environment's Python: whichever runs the installer will do.
+for %%A in (%*) do (
+  if "%%~A"=="--conda" if not defined PYTHON (
+    python -c "import sys; sys.exit(sys.version_info < (3, 8))" >nul 2>&1 && set "PYTHON=python"
+  )
+)
 
 rem step: no Python
 if not defined PYTHON (

@@ -5,12 +5,23 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 # step: find Python
 PYTHON=
-for candidate in ${AUDIOCRAFT_WEBUI_PYTHON:-} python3.11 python3.12 python3.10 python3 python; do
+candidates=(python3.11 python3.12 python3.10 python3 python)
+[ -z "${AUDIOCRAFT_WEBUI_PYTHON:-}" ] || candidates=("$AUDIOCRAFT_WEBUI_PYTHON")
+for candidate in "${candidates[@]}"; do
   if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' >/dev/null 2>&1; then
     PYTHON=$candidate
     break
   fi
 done
+# Conda brings the environment's Python: whichever runs the installer will do.
+if [ -z "$PYTHON" ] && [[ " $* " == *" --conda "* ]]; then
+  for candidate in "${candidates[@]}"; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1; then
+      PYTHON=$candidate
+      break
+    fi
+  done
+fi
 
 # step: no Python
 if [ -z "$PYTHON" ]; then

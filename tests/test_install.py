@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +51,11 @@ def pretend_installed(installer: ModuleType, clone: Path) -> None:
     interpreter = clone / ".venv" / "bin" / "python"
     interpreter.parent.mkdir(parents=True)
     interpreter.symlink_to(sys.executable)
+    # An environment of its own with the packages of the one that runs the tests.
+    (clone / ".venv" / "pyvenv.cfg").write_text(f"home = {Path(sys._base_executable).parent}\n")  # type: ignore[attr-defined]
+    library = clone / ".venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    library.mkdir(parents=True)
+    (library / "site-packages").symlink_to(sysconfig.get_path("purelib"))
     installer._write_stamp(dev=True)
     installer.VENDOR_STAMP.parent.mkdir(parents=True)
     installer.VENDOR_STAMP.write_text("{}")
@@ -81,6 +88,20 @@ def test_a_changed_requirement_asks_for_another_installation(installer: ModuleTy
     pretend_installed(installer, clone)
     (clone / name).write_text((clone / name).read_text() + "\n")
     assert not installer.is_current(dev=False)
+
+
+def test_a_package_that_is_gone_is_installed_again(installer: ModuleType, clone: Path) -> None:
+    pretend_installed(installer, clone)
+    (clone / "requirements.txt").write_text("no-such-package-at-all>=1,<2\n")
+    installer._write_stamp(dev=False)
+    assert not installer.is_current(dev=False)
+
+
+def test_every_package_of_the_requirement_files_is_looked_for(installer: ModuleType) -> None:
+    names = installer.packages(dev=True)
+    assert {"torch", "audiocraft", "flask-socketio", "basic-pitch", "types-PyYAML", "pytest"} <= set(names)
+    assert not any(re.search(r"[<>=#\s]", name) for name in names)
+    assert "pytest" not in installer.packages(dev=False)
 
 
 def test_an_installation_that_stopped_half_way_is_not_current(installer: ModuleType, clone: Path) -> None:
@@ -116,6 +137,48 @@ def test_without_a_python_it_says_which_one_to_install(clone: Path) -> None:
     assert not (clone / ".venv").exists()
 
 
+def test_a_python_may_be_named_by_a_path_with_spaces(clone: Path) -> None:
+    named = clone / "my tools" / "python"
+    named.parent.mkdir()
+    named.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    named.chmod(0o755)
+    done = subprocess.run(
+        [str(clone / "install.sh"), "--check"], env={**os.environ, "AUDIOCRAFT_WEBUI_PYTHON": str(named)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, ""), "the installer itself answered: nothing is installed yet"
+
+
+def test_conda_needs_no_python_of_the_right_version(clone: Path) -> None:
+    tools = clone / "tools"
+    tools.mkdir()
+    # As a Miniforge of today has it: too new to make the environment, good enough to run the installer.
+    newer = tools / "python3"
+    newer.write_text(f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexec "{sys.executable}" "$@"\n')
+    newer.chmod(0o755)
+    for name in ("bash", "dirname", "env", "sh"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    shown = [
+        subprocess.run(
+            [str(clone / "install.sh"), *flags], env={"PATH": str(tools)}, capture_output=True, text=True, check=False
+        ).stderr
+        for flags in ([], ["--conda"])
+    ]
+    assert "no Python 3.10" in shown[0]
+    assert "conda is not on the PATH" in shown[1]
+
+
+@pytest.mark.parametrize(("said", "new"), [("v22.3.0\n", True), ("v12.22.9\n", False), ("", False)])
+def test_a_node_of_long_ago_is_not_used(
+    installer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, new: bool
+) -> None:
+    node = tmp_path / "node"
+    node.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    node.chmod(0o755)
+    monkeypatch.setattr(installer.shutil, "which", lambda _name: str(node))
+    assert installer._node_is_new() == new
+
+
 def test_a_full_disk_is_said_before_anything_is_made(
     installer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +209,19 @@ def test_an_environment_that_does_not_start_is_made_anew(installer: ModuleType, 
     (clone / ".venv" / "pyvenv.cfg").write_text("home = /nowhere\n")
     installer.make_environment(conda=False)
     assert installer._interpreter_runs()
+
+
+def test_an_error_of_the_system_is_one_line_too(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(installer.ENVIRONMENT))
+
+    monkeypatch.setattr(installer, "install", refuse)
+    assert installer.main([]) == 1
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1
+    assert "Read-only file system" in shown
 
 
 def test_a_folder_of_somebody_else_is_never_removed(installer: ModuleType, clone: Path) -> None:
