@@ -19,15 +19,21 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from modules.contract import AUTO_SEED, Internal, Job, Parameter, StudioError, Track, parameters
-from modules.settings import VERSION, Settings, add_flags, flag_name, from_namespace
-from modules.studio import Studio
+try:
+    from modules.contract import AUTO_SEED, Internal, Job, Parameter, StudioError, Track, parameters
+    from modules.settings import VERSION, Settings, add_flags, flag_name, from_namespace
+    from modules.studio import Studio
+except ImportError as error:
+    # Another Python than the environment's, or an environment that lost a package.
+    sys.exit(f"webui.py: {error}; start the program with ./run.sh (run.bat), which installs what is missing")
 
 log = logging.getLogger("webui")
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 WARM_AFTER_S = 1.0
 """Importing the model stack holds Python's lock for long stretches; the first page goes before it."""
+FOR_THE_FILE = {"for_the_file": True}
+"""Marks what the log file has in full and the screen in one line."""
 FORMATS = {".wav": "wav", ".flac": "flac", ".mp3": "mp3"}
 
 
@@ -127,7 +133,11 @@ def _add_clips(body: dict[str, Any], arguments: argparse.Namespace, studio: Stud
 
 def _upload(studio: Studio, path: Path) -> str:
     with path.open("rb") as file:
-        return studio.upload(file, path.name).id
+        try:
+            return studio.upload(file, path.name).id
+        except StudioError as error:
+            error.message = f"{path}: {error.message}"
+            raise
 
 
 def _put_out(tracks: Sequence[Track], paths: Sequence[Path], out: Path) -> list[Path]:
@@ -260,6 +270,7 @@ def set_up_logging(settings: Settings, *, headless: bool) -> None:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_screen = logging.StreamHandler()
     to_screen.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    to_screen.addFilter(lambda record: not getattr(record, "for_the_file", False))
     level = getattr(logging, settings.log_level.upper())
     to_screen.setLevel(logging.CRITICAL if headless and level > logging.DEBUG else level)
     logging.basicConfig(level=min(level, logging.INFO), handlers=[to_file, to_screen], force=True)
@@ -288,8 +299,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _failed(error.message, settings if isinstance(error, Internal) else None)
         # An address that cannot be had is a mistake on the command line, as an unknown flag is.
         return EXIT_USAGE if error.field in ("host", "port") else status
+    except ImportError as error:
+        log.exception("the program ends", extra=FOR_THE_FILE)
+        return _failed(f"{error}; start the program with ./run.sh (run.bat), which installs what is missing", None)
     except OSError as error:
-        log.exception("the program ends")
+        log.exception("the program ends", extra=FOR_THE_FILE)
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}", None)
     except KeyboardInterrupt:
@@ -300,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _surprise(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A defect of ours: the stack goes to the log, one line to the person."""
-    log.critical("the program ends", exc_info=(kind, error, trace))
+    log.critical("the program ends", exc_info=(kind, error, trace), extra=FOR_THE_FILE)
     sys.stderr.write(f"webui.py: something went wrong inside the program: {kind.__name__}; the log says what\n")
 
 

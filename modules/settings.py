@@ -136,4 +136,5 @@ def _from_env(
     try:
         return _path(text) if issubclass(kind, Path) else kind(text)
     except ValueError:
-        parser.error(f"{env_name(name)}={text}: must be a {kind.__name__}")
+        words = {int: "a whole number", float: "a number"}.get(kind, "a path")
+        parser.error(f"{env_name(name)}={text}: must be {words}")

@@ -255,14 +255,26 @@ def test_a_clip_that_is_no_audio_is_one_line(tmp_path: Path) -> None:
     done = program(tmp_path, "--prompt", "x", "--continue", str(clip))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+    assert str(clip) in done.stderr
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [["--prompt", "x"], ["--no-browser", "--port", "0"]], ids=["headless", "server"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, flags: list[str]) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
-    done = program(tmp_path, "--prompt", "x")
+    done = program(tmp_path, *flags)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "data" in done.stderr
+    assert "Traceback" in (tmp_path / "state" / "log" / "studio.log").read_text(encoding="utf-8")
+
+
+def test_a_python_without_the_packages_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "webui.py"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "No module named 'pydantic'; start the program with ./run.sh" in done.stderr
 
 
 # -------------------------------------------------------------------------------------------------- server

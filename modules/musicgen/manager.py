@@ -95,6 +95,7 @@ class ModelManager:
         self._lock = threading.RLock()
         self._stack: Stack = "cold"
         self._stack_problem = ""
+        self._stack_error: StudioError | None = None
         self._stack_done = threading.Event()
         self._device, self._device_name, self._device_why = "", "", ""
         self._loaded: LoadedModel | None = None
@@ -128,6 +129,7 @@ class ModelManager:
             self._stack = "ready"
         except Exception as error:  # whatever is wrong with the environment must be shown, not lost in a thread
             log.exception("the model stack cannot be imported")
+            self._stack_error = error if isinstance(error, StudioError) else None
             self._stack, self._stack_problem = "failed", _one_line(error)
         self._stack_done.set()
         self._on_status()
@@ -137,7 +139,10 @@ class ModelManager:
         while not self._stack_done.wait(_POLL_S):
             progress("loading", 0, 0, None)
         if self._stack == "failed":
-            raise Internal(f"the model stack could not be imported: {self._stack_problem}")
+            raise self._stack_error or Internal(
+                f"the model stack could not be imported: {self._stack_problem}; if that stays, delete the folder .venv"
+                " and start the program with ./run.sh (run.bat)"
+            )
 
     def status(self) -> dict[str, Any]:
         """The fields of contract.Health that are about the model."""
