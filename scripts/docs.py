@@ -11,14 +11,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from modules.contract import Parameter, parameters  # noqa: E402 - the program is beside this script
+from modules.musicgen.catalog import PUBLISHED  # noqa: E402
 from modules.settings import Settings, flag_name  # noqa: E402
 
 PAGES = {"README.md": "en", "README.ru.md": "ru"}
 WORDS = {
     "en": {"flag": "Flag", "default": "Default", "what": "What it does", "parameter": "Parameter", "range": "Range",
-           "to": "to", "empty": "empty", "off": "off", "no default": ""},
+           "to": "to", "empty": "empty", "off": "off", "no default": "", "point": ".",
+           "models": "Model | Parameters | Download | Channels | Follows a melody", "million": "M", "billion": "B",
+           "gigabytes": "GB", "mono": "mono", "stereo": "stereo", "yes": "yes", "no": "no"},
     "ru": {"flag": "Флаг", "default": "По умолчанию", "what": "Что делает", "parameter": "Параметр",
-           "range": "Диапазон", "to": "до", "empty": "пусто", "off": "выключен", "no default": ""},
+           "range": "Диапазон", "to": "до", "empty": "пусто", "off": "выключен", "no default": "",
+           "point": ",", "models": "Модель | Параметров | Скачать | Каналы | Следует мелодии", "million": "млн",
+           "billion": "млрд", "gigabytes": "ГБ", "mono": "моно", "stereo": "стерео", "yes": "да", "no": "нет"},
 }  # fmt: skip
 
 
@@ -36,13 +41,28 @@ def _update(page: Path, language: str, *, write: bool) -> bool:
     """Fill the page's blocks; returns whether it was up to date."""
     before = page.read_text(encoding="utf-8")
     after = before
-    for block, text in (("parameters", parameter_table(language)), ("flags", flag_table(language))):
+    tables = {"models": model_table, "parameters": parameter_table, "flags": flag_table}
+    for block, table in tables.items():
         begin, end = f"<!-- {block}:begin -->\n", f"<!-- {block}:end -->"
         before_block, _, rest = after.partition(begin)
-        after = before_block + begin + text + end + rest.partition(end)[2]
+        after = before_block + begin + table(language) + end + rest.partition(end)[2]
     if write and after != before:
         page.write_text(after, encoding="utf-8")
     return after == before
+
+
+def model_table(language: str) -> str:
+    """Every published model: its size, all that it has to fetch, and what it can, in Markdown."""
+    words = WORDS[language]
+    rows = [f"| {words['models']} |", "|---|---|---|---|---|"]
+    for entry in PUBLISHED:
+        million = entry.params_m or 0
+        size = f"{million:g} {words['million']}" if million < 1000 else f"{million / 1000:g} {words['billion']}"
+        fetched = f"{sum(part.bytes for part in entry.parts) / 1e9:.1f} {words['gigabytes']}"
+        cells = (size.replace(".", words["point"]), fetched.replace(".", words["point"]))
+        channels = words["mono" if entry.channels == 1 else "stereo"]
+        rows.append(f"| `{entry.id}` | {' | '.join(cells)} | {channels} | {words['yes' if entry.melody else 'no']} |")
+    return "\n".join(rows) + "\n"
 
 
 def parameter_table(language: str) -> str:

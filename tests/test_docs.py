@@ -15,8 +15,8 @@ from modules.settings import Settings, flag_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "README.ru.md")
-OWN_FLAGS = {"--prompt", "--out", "--audio-prompt", "--continue", "--append", "--conda", "--dev", "--check", "--fast",
-             "--help"}  # fmt: skip
+OWN_FLAGS = {"--prompt", "--out", "--audio-prompt", "--continue", "--append", "--from", "--conda", "--dev", "--check",
+             "--fast", "--help"}  # fmt: skip
 """Flags that are not Settings: of the headless run and of the scripts."""
 
 
