@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import * as chat from '../../static/js/models/chat.js';
 
-const body = /** @type {any} */ ({ kind: 'generate', prompt: 'slow <script>alert(1)</script>', model: 'small', duration: 5, audio_prompt: null, continuation: { track: 'T', mode: 'append', from: 2 } });
+const body = /** @type {any} */ ({ kind: 'generate', prompt: 'slow <script>alert(1)</script>', model: 'small', duration: 5, loop: true, audio_prompt: null, continuation: { track: 'T', mode: 'append', from: 2 } });
 
 /** @param {Partial<chat.Entry>} [change] @returns {chat.Entry} */
 const made = (change = {}) => ({
@@ -31,6 +31,10 @@ test('an imported entry carries nothing but what an entry has', () => {
   assert.deepEqual(entry?.error, { code: 'x', message: 'm' });
   assert.deepEqual(entry?.removed, ['A']);
   assert.equal(entry?.tracks[0]?.file, 'A');
+});
+
+test('a request whose sending a reload cut off waits for the server to say whether it arrived', () => {
+  assert.equal(chat.read([made({ state: 'sending', tracks: [] })])[0]?.state, 'sent');
 });
 
 test('numbers that are none are not taken over from a file', () => {

@@ -148,7 +148,8 @@ function readEntry(raw) {
     at: time(raw.at),
     request: body,
     labels: readLabels(raw.labels),
-    state: raw.state,
+    // Whoever was sending it is gone: the server's next list says whether it arrived.
+    state: raw.state === 'sending' ? 'sent' : raw.state,
     tracks,
     removed: list(raw.removed).filter((name) => names.has(name)),
     unknown: list(raw.unknown).map((word) => text(word)).filter((word) => word !== ''),
@@ -179,7 +180,7 @@ function readBody(raw) {
   const plain = {};
   for (const [name, value] of Object.entries(raw).slice(0, 32)) {
     if (typeof value === 'string') plain[name] = value.slice(0, name === 'prompt' ? MAX_TEXT : 200);
-    if (typeof value === 'number' && Number.isFinite(value)) plain[name] = value;
+    if (typeof value === 'boolean' || (typeof value === 'number' && Number.isFinite(value))) plain[name] = value;
   }
   const body = { ...plain, audio_prompt: readAudioRef(raw.audio_prompt), continuation: readContinuation(raw.continuation) };
   return /** @type {Body} */ (/** @type {unknown} */ (body));

@@ -54,8 +54,8 @@ export function mountChat(host, app) {
       }
       const item = /** @type {Shown} */ (shown.get(entry.id));
       draw(item, entry, app);
-      list.append(item.element);
     }
+    place(list, chat.map((entry) => /** @type {Shown} */ (shown.get(entry.id)).element));
     if (added || atEnd) host.scrollTop = host.scrollHeight;
   };
   show();
@@ -69,12 +69,20 @@ export function mountChat(host, app) {
     }),
   );
   view.add(store.watch((state) => state.jobs, () => update(shown, app, host)));
+  view.add(store.watch((state) => state.models, () => update(shown, app, host)));
   view.add(store.watch((state) => state.active, () => mark(list, store.state.active)));
   view.add(() => {
     for (const id of [...shown.keys()]) drop(shown, id);
   });
   mark(list, store.state.active);
   return () => view.dispose();
+}
+
+/** In this order; what stands right already is not moved, or it would lose the focus. @param {HTMLElement} list @param {HTMLElement[]} elements */
+function place(list, elements) {
+  elements.forEach((element, index) => {
+    if (list.children[index] !== element) list.insertBefore(element, list.children[index] ?? null);
+  });
 }
 
 /** @param {Map<string, Shown>} shown @param {string} id */
@@ -114,7 +122,8 @@ function mark(host, active) {
 function draw(item, entry, app) {
   const job = byClient(app.store.state.jobs, entry.id);
   const live = job && !isFinal(job) ? job : undefined;
-  const drawn = JSON.stringify([entry.state, entry.tracks, entry.removed, entry.unknown, entry.error, entry.again, live?.id, live?.live]);
+  const { state, tracks, removed, unknown, error, again } = entry;
+  const drawn = JSON.stringify([state, tracks, removed, unknown, error, again, live?.id, live?.live, modelName(entry, app)]);
   if (drawn === item.drawn) {
     if (live) item.progress?.(live);
     return;
@@ -155,13 +164,21 @@ function asked(entry, app) {
   );
 }
 
+/** Known by its id until the server's list is here. @param {Entry} entry @param {App} app */
+function modelName({ request }, { words, store }) {
+  if (request.kind !== 'generate') return '';
+  const model = store.state.models.find((item) => item.id === request.model);
+  return model ? words.name(model) : request.model;
+}
+
 /** @param {Entry} entry @param {App} app */
-function describe({ request, labels }, { words, store }) {
+function describe(entry, app) {
+  const { request, labels } = entry;
+  const { words } = app;
   const { t } = words;
   if (request.kind !== 'generate') return [];
-  const model = store.state.models.find((item) => item.id === request.model);
   return [
-    model ? words.name(model) : request.model,
+    modelName(entry, app),
     Number.isFinite(request.duration) ? words.duration(request.duration) : '',
     request.takes > 1 ? t('summary.takes', { n: request.takes }) : '',
     request.loop ? t('summary.loop') : '',
@@ -189,17 +206,10 @@ function reply(item, entry, job, app) {
   const made = el('div', { class: `bubble reply ${entry.state}` });
   if (entry.error || entry.state === 'interrupted') made.append(trouble(entry, app, item.parts));
   if (entry.state === 'cancelled') made.append(el('p', { class: 'said', text: t(entry.tracks.length > 0 ? 'status.kept' : 'status.cancelled') }));
-  if (entry.state === 'done' && entry.request.kind === 'split') made.append(el('p', { class: 'said', text: t('chat.splitDone') }), splitLink(entry, app));
+  if (entry.state === 'done' && entry.request.kind === 'split') made.append(el('p', { class: 'said', text: t('chat.splitDone') }));
   if (entry.unknown.length > 0) made.append(el('p', { class: 'note', text: notRead(entry.unknown, app) }));
   if (entry.tracks.length > 0) made.append(takeRow(entry, app, item.parts));
   return made;
-}
-
-/** @param {Entry} entry @param {App} app */
-function splitLink({ request, labels }, { words, actions }) {
-  const name = request.kind === 'split' ? request.track : null;
-  if (!name) return el('span', { text: labels.source ?? '' });
-  return button({ label: labels.source ?? name, kind: 'link', press: () => void actions.open(name), attrs: { 'data-track': name, title: words.t('chat.open') } });
 }
 
 /** @param {Entry} entry @param {App} app @param {Disposer} parts */

@@ -78,7 +78,7 @@ function take(track, names, many, app, parts) {
 
 /** Takes differ at the end of their names, so the middle goes. @param {string} file */
 function shortened(file) {
-  return file.length > 24 ? `${file.slice(0, 8)}…${file.slice(-14)}` : file;
+  return file.length > 20 ? `${file.slice(0, 6)}…${file.slice(-13)}` : file;
 }
 
 /** @param {string} name @param {App} app */
