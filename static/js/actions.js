@@ -248,7 +248,8 @@ export class Actions {
   async remove(track) {
     try {
       await api.remove(track.name);
-      this.gone(track.name);
+      // The server tells every page, this one too.
+      if (this.state.connection !== 'online') this.gone(track.name);
     } catch (problem) {
       if (problem instanceof api.ApiError && problem.status === 404) this.gone(track.name);
       else this.report(problem);
@@ -270,25 +271,26 @@ export class Actions {
   /** The list's first page, or its next. @param {boolean} [more] */
   async list(more = false) {
     const { library: known } = this.state;
+    // A cursor is of use only with the filters it came with.
+    const next = more && !known.stale;
     this.store.dispatch({ type: 'library/loading' });
     try {
-      const query = library.query(known.filters, more ? known.cursor : '', PAGE);
-      const page = await api.tracks(query);
+      const page = await api.tracks(library.query(known.filters, next ? known.cursor : '', PAGE));
       const { tracks, next_cursor: cursor, total } = page;
-      this.store.dispatch({ type: 'library/page', filters: known.filters, tracks, cursor: cursor ?? '', total, fresh: !more });
+      this.store.dispatch({ type: 'library/page', filters: known.filters, tracks, cursor: cursor ?? '', total, fresh: !next });
     } catch (problem) {
       this.store.dispatch({ type: 'library/failed', error: api.asError(problem) });
     }
   }
 
-  /** Tracks that the chat speaks of and nobody has seen since: are they still there? */
-  async checkChat() {
-    const names = this.state.chat.flatMap((entry) =>
-      entry.tracks.map((track) => track.name).filter((name) => !entry.removed.includes(name)),
-    );
-    const unknown = [...new Set(names)].filter((name) => !this.state.tracks[name]);
+  /** Tracks that the page speaks of and the list does not show: are they still there? */
+  async checkTracks() {
+    const { chat: entries, active, library: listed } = this.state;
+    const spoken = entries.flatMap((entry) => entry.tracks.map((track) => track.name).filter((name) => !entry.removed.includes(name)));
+    const seen = new Set(listed.names);
+    const unsure = [...new Set(active === null ? spoken : [...spoken, active])].filter((name) => !seen.has(name));
     const next = async () => {
-      for (let name = unknown.pop(); name !== undefined; name = unknown.pop()) {
+      for (let name = unsure.pop(); name !== undefined; name = unsure.pop()) {
         try {
           this.store.dispatch({ type: 'track', track: await api.track(name) });
         } catch (problem) {

@@ -229,7 +229,7 @@ function connect(app) {
       actions.chooseModel();
       store.dispatch({ type: 'jobs', jobs: hello.jobs, complete: true });
       void actions.health();
-      void actions.list().then(() => actions.checkChat());
+      void actions.list().then(() => actions.checkTracks());
     },
     job: (job) => store.dispatch({ type: 'job', job }),
     library: (change) => store.dispatch({ type: 'library', change }),

@@ -144,6 +144,17 @@ test('an answer to filters that are no longer asked for ends the waiting and lea
   assert.deepEqual([now.library.names, now.library.loading, now.library.stale], [[], false, true]);
 });
 
+test('the count follows what is listed: news that comes twice, or of what stands on another page, does not bend it', () => {
+  const blank = library.empty();
+  const whole = library.takePage({ ...blank, stale: false }, blank.filters, [track('A'), track('B')], '', 2, true);
+  const once = library.takeChange(whole, { removed: ['A'] });
+  const twice = library.takeChange(once, { removed: ['A'] });
+  assert.deepEqual([twice.names, twice.total, twice.stale], [['B'], 1, false]);
+  assert.equal(library.takeChange(whole, { added: [track('A')] }).total, 2);
+  const paged = { ...whole, cursor: 'next', total: 9 };
+  assert.equal(library.takeChange(paged, { removed: ['Z'] }).stale, true);
+});
+
 test('a page asks for what is filtered and leaves the rest out', () => {
   const filters = { ...library.empty().filters, q: 'a b', locked: true };
   assert.equal(library.query(filters, 'c', 10), 'q=a+b&locked=true&sort=newest&cursor=c&limit=10');

@@ -90,9 +90,12 @@ export function takeChange(library, { added = [], removed = [] }) {
   if (added.length === 0 && removed.length === 0) return library;
   const gone = new Set(removed);
   const names = library.names.filter((name) => !gone.has(name));
-  const fresh = added.map((track) => track.name).filter((name) => !library.names.includes(name));
-  const total = Math.max(0, library.total - removed.length + fresh.length);
-  const simple = library.filters.sort === 'newest' && !isFiltered(library.filters);
-  if (simple) return { ...library, names: [...fresh.reverse(), ...names], total, stale: library.stale || library.loading };
-  return { ...library, names, total, stale: library.stale || library.loading || added.length > 0 };
+  const lost = library.names.length - names.length;
+  const total = Math.max(0, library.total - lost);
+  // What was not listed here may be news of what went already, or stand on a page that was not read yet.
+  const unseen = removed.length > lost && library.cursor !== '';
+  const stale = library.stale || library.loading || unseen;
+  if (library.filters.sort !== 'newest' || isFiltered(library.filters)) return { ...library, names, total, stale: stale || added.length > 0 };
+  const fresh = added.map((track) => track.name).filter((name) => !names.includes(name));
+  return { ...library, names: [...fresh.reverse(), ...names], total: total + fresh.length, stale };
 }

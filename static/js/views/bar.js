@@ -206,7 +206,7 @@ async function importChat({ store, words, tell, actions }, file) {
     const entries = chat.read(JSON.parse(await file.text()));
     store.dispatch({ type: 'chat/import', entries });
     tell(t('import.done', { n: entries.length }));
-    await actions.checkChat();
+    await actions.checkTracks();
   } catch {
     tell(t('import.failed', { file: file.name }), { error: true });
   }

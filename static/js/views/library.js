@@ -1,6 +1,6 @@
 /** The library: every track on the disk, in a drawer; also where a clip is picked from. */
 
-import { Disposer, button, el, icon, select } from '../ui/dom.js';
+import { Disposer, breakable, button, el, icon, select, setAttrs } from '../ui/dom.js';
 import { open } from '../ui/dialog.js';
 import { SORTS, isFiltered } from '../models/library.js';
 import { clock } from '../format.js';
@@ -29,7 +29,7 @@ export function showLibrary(app, pick) {
     class: 'drawer',
     body: [filters(app), count, list, foot],
   });
-  /** @type {Map<string, {track: Track, element: HTMLElement}>} */
+  /** @type {Map<string, Row & {track: Track}>} */
   const rows = new Map();
   const take = (/** @type {Track} */ track) => {
     shown.dialog.close('');
@@ -43,11 +43,11 @@ export function showLibrary(app, pick) {
     const elements = listed.map((track) => {
       const known = rows.get(track.name);
       if (known && known.track === track) return known.element;
-      const element = row(track, app, take, pick !== undefined);
-      rows.set(track.name, { track, element });
-      return element;
+      const made = row(track, app, take, pick !== undefined);
+      rows.set(track.name, { ...made, track });
+      return made.element;
     });
-    if (elements.length !== list.children.length || elements.some((element, index) => list.children[index] !== element)) list.replaceChildren(...elements);
+    if (elements.length !== list.children.length || elements.some((element, index) => list.children[index] !== element)) keepFocus(list, () => list.replaceChildren(...elements));
     for (const [name, { element }] of rows) element.classList.toggle('active', name === active);
     foot.replaceChildren(...footer(app, listed.length));
   };
@@ -63,7 +63,7 @@ export function showLibrary(app, pick) {
   }));
   view.add(store.watch((state) => state.library.stale && !state.library.loading, refresh));
   const playing = () => {
-    for (const [name, { element }] of rows) element.classList.toggle('playing', app.player.isPlaying(`track:${name}`));
+    for (const { show: draw } of rows.values()) draw();
   };
   app.player.addEventListener('change', playing, { signal: view.signal });
   show();
@@ -72,6 +72,23 @@ export function showLibrary(app, pick) {
     clearTimeout(timer);
     view.dispose();
   });
+}
+
+/**
+ * The focus stays on the same control of the same row, or of the one that took its place.
+ * @param {HTMLElement} list of rows that say in data-name which they are
+ * @param {() => void} change
+ */
+function keepFocus(list, change) {
+  const held = document.activeElement;
+  const before = [...list.children];
+  const place = before.findIndex((item) => item.contains(held));
+  const control = [...(before[place]?.querySelectorAll('button') ?? [])].findIndex((item) => item === held);
+  change();
+  if (place < 0) return;
+  const name = before[place]?.getAttribute('data-name');
+  const now = [...list.children].find((item) => item.getAttribute('data-name') === name) ?? list.children[Math.min(place, list.children.length - 1)];
+  now?.querySelectorAll('button')[control]?.focus();
 }
 
 /** @param {App} app @param {number} listed */
@@ -124,29 +141,46 @@ function filters({ store, words }) {
 }
 
 /**
+ * @typedef {{element: HTMLElement, show: () => void}} Row `show` draws whether it is playing
+ *
  * @param {Track} track
  * @param {App} app
  * @param {(track: Track) => void} take
  * @param {boolean} picking
+ * @returns {Row}
  */
 function row(track, app, take, picking) {
-  const { words, actions, dialogs } = app;
+  const { words, actions, dialogs, player } = app;
   const { t } = words;
+  const play = button({ label: t('take.play', { name: track.file }), icon: 'play', iconOnly: true, class: 'round', press: () => void actions.toggle(track) });
   const marks = el('span', { class: 'marks' });
   if (track.locked) marks.append(icon('lock'), el('span', { class: 'unseen', text: t('library.locked') }));
   if (Object.keys(track.stems).length > 0) marks.append(icon('split'), el('span', { class: 'unseen', text: t('library.stems') }));
-  return el(
+  const element = el(
     'li',
-    { class: 'track-row' },
-    button({ label: t('take.play', { name: track.file }), icon: 'play', iconOnly: true, class: 'round', press: () => void actions.toggle(track) }),
+    { class: 'track-row', attrs: { 'data-name': track.name } },
+    play,
     el(
       'button',
       { class: 'track-open', attrs: { type: 'button' }, on: { click: () => take(track) } },
-      el('span', { class: 'track-file', text: track.file }),
+      el('span', { class: 'track-file' }, ...breakable(track.file)),
       el('span', { class: 'track-prompt', text: track.prompt }),
       el('span', { class: 'track-facts' }, el('span', { class: 'time', text: clock(track.duration_s) }), el('span', { text: words.when(Date.parse(track.created_at)) }), marks),
     ),
     picking ? null : button({ label: t('action.favourite'), icon: track.favourite ? 'star-on' : 'star', iconOnly: true, kind: 'quiet', pressed: track.favourite, press: () => void actions.mark(track, { favourite: !track.favourite }) }),
     picking ? null : button({ label: t('action.deleteThis', { name: track.file }), icon: 'trash', iconOnly: true, kind: 'quiet', disabled: track.locked, press: () => dialogs.remove(track) }),
   );
+  /** @type {boolean | null} */
+  let shown = null;
+  const show = () => {
+    const on = player.isPlaying(`track:${track.name}`);
+    if (on === shown) return;
+    shown = on;
+    const label = t(on ? 'take.pause' : 'take.play', { name: track.file });
+    element.classList.toggle('playing', on);
+    play.replaceChildren(icon(on ? 'pause' : 'play'));
+    setAttrs(play, { 'aria-label': label, title: label });
+  };
+  show();
+  return { element, show };
 }

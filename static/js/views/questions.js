@@ -36,8 +36,9 @@ export async function askRemove(app, track) {
 async function counts() {
   const filters = library.empty().filters;
   const ask_ = async (/** @type {Partial<typeof filters>} */ change) => (await api.tracks(library.query({ ...filters, ...change }, '', 1))).total;
-  const [all, locked, stems] = await Promise.all([ask_({}), ask_({ locked: true }), ask_({ stems: true })]);
-  return { all, locked, stems };
+  const asked = [ask_({}), ask_({ locked: true }), ask_({ stems: true }), ask_({ locked: true, stems: true })];
+  const [all = 0, locked = 0, stems = 0, spared = 0] = await Promise.all(asked);
+  return { tracks: all - locked, locked, stems: stems - spared };
 }
 
 /** @param {App} app */
@@ -52,7 +53,7 @@ export async function askClear(app) {
     return;
   }
   const messages = store.state.chat.length;
-  const tracks = found.all - found.locked;
+  const { tracks } = found;
   const said = [
     t('clear.tracks', { n: tracks }),
     found.stems > 0 ? t('clear.stems', { n: found.stems }) : '',
