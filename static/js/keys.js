@@ -29,7 +29,8 @@ export function command(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return null;
   const step = event.shiftKey ? 1 : 5;
   if (event.key === '?') return { name: 'help' };
-  if (event.key === '/') return { name: 'prompt' };
+  // The key with the slash lies under a full stop in Russian.
+  if (event.key === '/' || (event.key === '.' && event.code === 'Slash')) return { name: 'prompt' };
   if (/^[1-9]$/.test(event.key)) return { name: 'solo', stem: Number(event.key) };
   switch (event.code ?? event.key) {
     case 'Space':

@@ -71,7 +71,7 @@ export class Live extends EventTarget {
   /** @param {Job} job @param {Pcm} pcm */
   begin(job, pcm) {
     const { live } = this.store.state.prefs;
-    if (!live || this.player.playing || !this.mine(job.client_id)) return;
+    if (!live || this.player.busy || !this.mine(job.client_id)) return;
     void this.player.load(this.sound(job.id, pcm), { play: true });
   }
 

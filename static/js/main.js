@@ -35,6 +35,9 @@ const HEALTH_EVERY_MS = 2000;
 /** Where the card slides over the chat; layout.css has the same. */
 const NARROW = '(max-width: 899.98px)';
 
+/** Where a command's key is a control's own. @type {Readonly<Record<string, string>>} */
+const OWN_KEYS = { play: 'button, a, summary, label', seek: '[type="range"]' };
+
 /** @param {string} id */
 const place = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
@@ -169,7 +172,14 @@ function follow(app) {
   };
   narrow.addEventListener('change', cover);
   store.watch((state) => state.active, cover);
-  player.addEventListener('change', () => document.body.classList.toggle('sounding', player.playing));
+  /** @type {Error | null} */
+  let told = null;
+  player.addEventListener('change', () => {
+    const { problem } = player;
+    const name = player.key?.replace(/^\w+:/, '') ?? '';
+    if (problem && problem !== told) app.tell(app.words.t('player.failed', { file: store.state.tracks[name]?.file ?? name }), { error: true });
+    told = problem;
+  });
   setInterval(() => {
     const { health, connection } = store.state;
     const settled = health !== null && ['ready', 'failed'].includes(health.stack) && health.model_state !== 'loading';
@@ -193,7 +203,7 @@ async function finished(app, job) {
   // Its sound may have become the track's already.
   const heard = player.key === `job:${job.id}` || player.key === `track:${name}`;
   // The card must not cover the chat of a small screen, nor take the place of another track that is being heard.
-  if (!matchMedia(NARROW).matches && (heard || !player.playing)) await actions.open(name);
+  if (!matchMedia(NARROW).matches && (heard || !player.busy)) await actions.open(name);
   live.settle(job);
 }
 
@@ -243,15 +253,15 @@ function shortcuts(app) {
   const { player, store, commands, dialogs } = app;
   document.addEventListener('keydown', (event) => {
     const { target } = event;
-    if (event.key === 'Escape' && store.state.active !== null && matchMedia(NARROW).matches && !document.querySelector('dialog[open]')) {
+    if (document.querySelector('dialog[open], :popover-open')) return;
+    if (event.key === 'Escape' && store.state.active !== null && (matchMedia(NARROW).matches || !isTyping(target))) {
       store.dispatch({ type: 'open', name: null });
       return;
     }
-    if (isTyping(target) || document.querySelector('dialog[open]')) return;
+    if (isTyping(target)) return;
     const wanted = command(event);
     if (!wanted) return;
-    // A focused control keeps its own keys.
-    if (wanted.name === 'play' && target instanceof HTMLElement && target.closest('button, a, summary, label')) return;
+    if (target instanceof Element && target.closest(OWN_KEYS[wanted.name] ?? ':not(*)')) return;
     event.preventDefault();
     // A view that sounds by itself, as the mixer does, may take what moves the sound.
     const detail = wanted.name === 'seek' ? wanted.seconds : wanted.name === 'solo' ? wanted.stem : null;

@@ -155,7 +155,7 @@ def test_solo_and_mute_change_what_is_heard_and_the_keys_do_the_same(mixer: Page
     expect(mixer.get_by_role("button", name="Solo Drums")).to_have_attribute("aria-pressed", "true")
     assert strip(mixer, "bass").get_attribute("class") == "strip unheard"
     mixer.keyboard.press("2")
-    mixer.get_by_role("button", name="Solo Bass").focus()
+    mixer.get_by_role("slider", name="Volume of Bass").focus()
     mixer.keyboard.press("m")
     expect(mixer.get_by_role("button", name="Mute Bass")).to_have_attribute("aria-pressed", "true")
     for stem in ("Vocals", "Drums", "Other"):
@@ -177,12 +177,25 @@ def test_the_player_and_the_mixer_never_sound_at_once(mixer: Page) -> None:
     assert mixer.locator(".player").get_by_role("button", name="Pause").count() == 0
 
 
+def test_new_music_neither_interrupts_the_mix_that_is_heard_nor_takes_its_card(mixer: Page, site: Site) -> None:
+    title = mixer.locator(".card-title").inner_text()
+    mixer.get_by_role("button", name="Play the stems").click()
+    mixer.get_by_role("button", name="Pause the stems").wait_for()
+    mixer.fill("#prompt", "meanwhile")
+    mixer.keyboard.press("Enter")
+    expect(mixer.locator(".take .link")).to_have_count(1)
+    site.idle()
+    expect(mixer.locator(".card-title")).to_have_text(title)
+    expect(mixer.get_by_role("button", name="Pause the stems")).to_be_visible()
+
+
 def test_the_keyboard_moves_what_was_used_last(mixer: Page) -> None:
     mixer.get_by_role("button", name="Play the stems").click()
     mixer.get_by_role("button", name="Pause the stems").wait_for()
-    mixer.evaluate("() => document.activeElement.blur()")
+    mixer.get_by_role("slider", name="Volume of Bass").focus()
     mixer.keyboard.press("Space")
     mixer.get_by_role("button", name="Play the stems").wait_for()
+    mixer.evaluate("() => document.activeElement.blur()")
     mixer.keyboard.press("ArrowRight")
     wait_until(mixer, lambda: seconds_shown(mixer) >= 5)
     mixer.keyboard.press("l")

@@ -26,6 +26,7 @@ test('a key means the same under any alphabet', () => {
   assert.deepEqual(command({ key: 'l', code: 'KeyL' }), { name: 'loop' });
   assert.deepEqual(command({ key: ' ', code: 'Space' }), { name: 'play' });
   assert.deepEqual(command({ key: '3', code: 'Digit3' }), { name: 'solo', stem: 3 });
+  assert.deepEqual(command({ key: '.', code: 'Slash' }), { name: 'prompt' });
   assert.deepEqual(command({ key: '?', code: 'Slash', shiftKey: true }), { name: 'help' });
 });
 

@@ -33,6 +33,8 @@ export class Player extends EventTarget {
     /** @type {Voice | null} */
     this.voice = null;
     this.playing = false;
+    /** Another part of the page sounds by itself, as the mixer does. */
+    this.aside = false;
     /** @type {{start: number, end: number} | null} */
     this.loop = null;
     this.volume = 1;
@@ -65,6 +67,18 @@ export class Player extends EventTarget {
 
   get waiting() {
     return this.playing && (this.voice ? this.voice.waiting : this.fetching !== null);
+  }
+
+  /** Somebody listens to something: nothing may sound, or take its place, by itself. */
+  get busy() {
+    return this.playing || this.aside;
+  }
+
+  /** @param {boolean} sounds */
+  setAside(sounds) {
+    if (sounds === this.aside) return;
+    this.aside = sounds;
+    this.tell();
   }
 
   /** @param {string} key */
@@ -134,6 +148,10 @@ export class Player extends EventTarget {
   /** @param {unknown} problem */
   fail(problem) {
     this.playing = false;
+    // A voice that failed stays silent: the next press makes another.
+    this.rest = this.time;
+    this.retire(this.voice);
+    this.voice = null;
     this.problem = problem instanceof Error ? problem : new Error(String(problem));
     this.tell();
   }
@@ -147,7 +165,10 @@ export class Player extends EventTarget {
 
   /** @returns {import('./voices.js').Told} */
   told() {
-    return { changed: () => this.tell(), ended: () => this.ended(), failed: (problem) => this.fail(problem) };
+    const { turn } = this;
+    // A voice that fades out under the next one has no more say.
+    const mine = (/** @type {() => void} */ act) => () => turn === this.turn && act();
+    return { changed: () => this.tell(), ended: mine(() => this.ended()), failed: (problem) => mine(() => this.fail(problem))() };
   }
 
   /** @param {number} rate */

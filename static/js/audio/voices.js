@@ -57,6 +57,7 @@ export class ElementVoice {
     /** @type {{start: number, end: number} | null} */
     this.loop = null;
     this.frame = 0;
+    this.wanted = false;
     this.ending = new AbortController();
     const { signal } = this.ending;
     for (const name of ['waiting', 'playing', 'seeked']) this.media.addEventListener(name, told.changed, { signal });
@@ -88,13 +89,16 @@ export class ElementVoice {
 
   /** @param {number} at */
   async play(at) {
+    this.wanted = true;
     if (this.context.state !== 'running') await this.context.resume();
+    if (!this.wanted) return;
     if (Math.abs(this.media.currentTime - at) > 0.02) this.media.currentTime = at;
     await this.media.play();
     this.watchLoop();
   }
 
   pause() {
+    this.wanted = false;
     cancelAnimationFrame(this.frame);
     this.media.pause();
   }
@@ -187,6 +191,7 @@ export class SampleVoice {
     this.playing = true;
     if (this.context.state !== 'running') await this.context.resume();
     if (!this.playing) return;
+    clearInterval(this.timer);
     this.timer = window.setInterval(() => this.tick(), TICK_MS);
     this.tick();
   }

@@ -154,7 +154,7 @@ function actionButtons(track, { words, actions, dialogs }) {
  * @param {Disposer} parts
  */
 function playerPart(track, app, parts) {
-  const { player, words, store, actions, tell } = app;
+  const { player, words, store, actions } = app;
   const { t } = words;
   const key = `track:${track().name}`;
   const seconds = track().duration_s;
@@ -210,7 +210,6 @@ function playerPart(track, app, parts) {
     volume.value = String(player.volume);
     volume.style.setProperty('--share', `${player.volume * 100}%`);
     mute.replaceChildren(icon(player.volume > 0 ? 'volume' : 'muted'));
-    if (mine() && player.problem) tell(t('player.failed', { file: track().file }), { error: true });
   };
   const load = async () => {
     wave.replaceChildren(el('span', { class: 'wave-note', text: t('card.loadingWave') }));

@@ -97,13 +97,14 @@ function mixer(host, track, app, parts) {
   showStrips();
   showState();
   void drawWaves(app, track, rows, parts);
-  let before = -1;
+  let [before, wide] = [-1, 0];
   parts.everyFrame(() => {
     const { time, engine } = desk;
     for (const [name, row] of rows) row.level(engine?.level(name) ?? 0);
     top.level(engine?.level() ?? 0);
-    if (Math.abs(time - before) < 0.004) return;
-    before = time;
+    const width = host.clientWidth;
+    if (Math.abs(time - before) < 0.004 && width === wide) return;
+    [before, wide] = [time, width];
     top.time(time);
     for (const head of heads) head.style.transform = `translateX(${(time / desk.seconds) * (head.parentElement?.clientWidth ?? 0)}px)`;
   });
@@ -160,7 +161,10 @@ class Desk extends EventTarget {
     this.rest = 0;
     /** The keys go to what was used last: the mixer or the player. */
     this.armed = false;
-    parts.add(() => this.engine?.dispose());
+    parts.add(() => {
+      this.engine?.dispose();
+      app.player.setAside(false);
+    });
   }
 
   get seconds() {
@@ -223,7 +227,7 @@ class Desk extends EventTarget {
     this.setVolume(this.app.player.volume);
     engine.addEventListener('change', () => {
       if (engine.problem) this.app.actions.report(engine.problem, () => void this.play());
-      document.body.classList.toggle('sounding', engine.playing || this.app.player.playing);
+      this.app.player.setAside(engine.playing);
       this.tell();
     });
     return engine;
@@ -409,7 +413,7 @@ function dragLoop(lane, desk, parts) {
     if (to - from >= Math.max(LOOP_LEAST_S, desk.seconds * 0.01)) desk.setLoop({ start: from, end: to });
   }, { signal });
   lane.addEventListener('pointerdown', (event) => {
-    start = at(event);
+    if (event.button === 0) start = at(event);
   }, { signal });
   for (const name of /** @type {const} */ (['pointerup', 'pointercancel'])) lane.addEventListener(name, () => (start = -1), { signal });
 }
