@@ -228,7 +228,7 @@ export function upload(file, progress, signal) {
  * @param {() => Socket} open
  * @param {number} protocol the version this page speaks
  * @param {Listeners} listeners
- * @returns {() => void} closes it
+ * @returns {Pick<Socket, 'connect' | 'close'>}
  */
 export function listen(open, protocol, listeners) {
   const socket = open();
@@ -241,5 +241,5 @@ export function listen(open, protocol, listeners) {
   });
   socket.on('job', listeners.job);
   socket.on('library', listeners.library);
-  return () => socket.close();
+  return socket;
 }

@@ -11,6 +11,7 @@
  * @property {string} nonce
  * @property {Tell} tell
  * @property {EventTarget} commands every keyboard command, before the page acts on it: 'solo' (detail: 1..9), 'seek' (detail: seconds) ...; a view that takes one prevents its default
+ * @property {() => void} toPrompt the focus goes to the prompt, and on a small screen the card out of its way
  * @property {Dialogs} dialogs
  *
  * @typedef {(text: string, options?: {error?: boolean, action?: {label: string, press: () => void}}) => void} Tell

@@ -111,5 +111,6 @@ export class Words {
  */
 export async function loadWords(language) {
   const answer = await fetch(new URL(`../i18n/${language}.json`, import.meta.url));
+  if (!answer.ok) throw new Error(`the words of ${language} answered ${answer.status}`);
   return new Words(language, await answer.json());
 }

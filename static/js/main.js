@@ -43,7 +43,8 @@ const place = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
 async function start() {
   const facts = readFacts(document);
-  const kept = prefs.restore(localStorage, facts.parameters, navigator.languages);
+  const storage = prefs.browserStorage();
+  const kept = prefs.restore(storage, facts.parameters, navigator.languages);
   const store = new Store({
     connection: 'connecting',
     outdated: false,
@@ -75,6 +76,10 @@ async function start() {
     tell: (text, options = {}) => toast(text, { ...options, close: app.words.t('action.close') }),
     actions: new Actions(store, player, facts, (problem, retry) => report(app, problem, retry)),
     live: new Live(store, player, (clientId) => app.actions.asked.has(clientId)),
+    toPrompt: () => {
+      if (matchMedia(NARROW).matches) store.dispatch({ type: 'open', name: null });
+      place('prompt').focus();
+    },
     dialogs: {
       models: () => showModels(app),
       library: (pick) => showLibrary(app, pick),
@@ -88,7 +93,7 @@ async function start() {
       upload: (file) => questions.sendFile(app, file),
     },
   };
-  prefs.keep(localStorage, store, () => app.tell(app.words.t('storage.full'), { error: true }));
+  prefs.keep(storage, store, () => app.tell(app.words.t('storage.full'), { error: true }));
   follow(app);
   shortcuts(app);
   mount(app);
@@ -107,8 +112,19 @@ function report(app, problem, retry) {
 function mount(app) {
   let undo = mountAll(app);
   app.store.watch((state) => state.prefs.language, async (language) => {
+    if (language === app.words.language) return;
     const focused = document.activeElement?.id;
-    app.words = await loadWords(language);
+    let words;
+    try {
+      words = await loadWords(language);
+    } catch (problem) {
+      report(app, problem);
+      app.store.dispatch({ type: 'prefs', prefs: { language: app.words.language } });
+      return;
+    }
+    // Changed back meanwhile.
+    if (app.store.state.prefs.language !== language) return;
+    app.words = words;
     undo();
     undo = mountAll(app);
     if (focused) document.getElementById(focused)?.focus();
@@ -172,6 +188,10 @@ function follow(app) {
   };
   narrow.addEventListener('change', cover);
   store.watch((state) => state.active, cover);
+  // What is asked for in the card is answered in the chat.
+  store.watch((state) => state.chat.at(-1), (last, before) => {
+    if (narrow.matches && last?.state === 'sending' && last.id !== before?.id) store.dispatch({ type: 'open', name: null });
+  });
   /** @type {Error | null} */
   let told = null;
   player.addEventListener('change', () => {
@@ -228,7 +248,7 @@ async function loaded({ actions, store, words, tell }, job) {
 function connect(app) {
   const { store, actions, facts } = app;
   let lost = 0;
-  const close = api.listen(() => io({ transports: ['websocket', 'polling'], reconnectionDelayMax: 3000 }), facts.protocol, {
+  const socket = api.listen(() => io({ transports: ['websocket', 'polling'], reconnectionDelayMax: 3000 }), facts.protocol, {
     connection: (connected) => {
       clearTimeout(lost);
       if (connected) store.dispatch({ type: 'connection', connection: 'online' });
@@ -245,7 +265,11 @@ function connect(app) {
     library: (change) => store.dispatch({ type: 'library', change }),
     outdated: () => store.dispatch({ type: 'outdated' }),
   });
-  window.addEventListener('pagehide', close);
+  window.addEventListener('pagehide', () => socket.close());
+  // Back from the browser's own cache, the page is as it was left: without a connection.
+  window.addEventListener('pageshow', (event) => {
+    if (event.persisted) socket.connect();
+  });
 }
 
 /** @param {App} app */
@@ -277,7 +301,7 @@ function shortcuts(app) {
         /** @type {HTMLElement | null} */ (document.querySelector('[data-command="loop"]'))?.click();
         break;
       case 'prompt':
-        place('prompt').focus();
+        app.toPrompt();
         break;
       case 'help':
         dialogs.keys();

@@ -12,6 +12,15 @@ import { LANGUAGES, preferred } from './i18n.js';
 
 const KEYS = { chat: 'studio.chat', prefs: 'studio.prefs', values: 'studio.values', presets: 'studio.presets', draft: 'studio.draft' };
 
+/** What the browser lets the page keep; where it lets nothing, a place that lasts as long as the page. @returns {Storage} */
+export function browserStorage() {
+  try {
+    return localStorage;
+  } catch {
+    return /** @type {Storage} */ (/** @type {unknown} */ ({ getItem: () => null, setItem: () => {} }));
+  }
+}
+
 /**
  * @param {Storage} storage
  * @param {string} key
@@ -78,14 +87,18 @@ export function keep(storage, store, full) {
   /** @type {Map<string, unknown>} */
   const due = new Map();
   let timer = 0;
+  let refused = false;
   const write = () => {
     clearTimeout(timer);
     timer = 0;
     for (const [key, value] of due) {
       try {
         storage.setItem(key, JSON.stringify(value));
+        if (key === KEYS.chat) refused = false;
       } catch {
-        full();
+        // Said once, not at every change.
+        if (!refused) full();
+        refused = true;
       }
     }
     due.clear();
@@ -101,9 +114,20 @@ export function keep(storage, store, full) {
     store.watch((state) => state.presets, later(KEYS.presets)),
     store.watch((state) => state.prompt, later(KEYS.draft)),
   ];
+  /** The chat is one for all pages of this browser. @param {StorageEvent} event */
+  const elsewhere = (event) => {
+    if (event.storageArea !== storage || event.key !== KEYS.chat) return;
+    const theirs = readChat(read(storage, KEYS.chat));
+    const known = new Set(store.state.chat.map((entry) => entry.id));
+    const added = theirs.filter((entry) => !known.has(entry.id));
+    if (added.length > 0) store.dispatch({ type: 'chat/import', entries: added });
+    else if (theirs.length === 0 && known.size > 0) store.dispatch({ type: 'chat/clear' });
+  };
   window.addEventListener('pagehide', write);
+  window.addEventListener('storage', elsewhere);
   return () => {
     window.removeEventListener('pagehide', write);
+    window.removeEventListener('storage', elsewhere);
     for (const stop of stops) stop();
     write();
   };

@@ -54,7 +54,6 @@ import * as library from './models/library.js';
  *   | {type: 'chat/add', entry: chat.Entry}
  *   | {type: 'chat/change', id: string, change: Partial<chat.Entry>}
  *   | {type: 'chat/import', entries: chat.Entry[]}
- *   | {type: 'chat/remove', id: string}
  *   | {type: 'chat/clear'}
  *   | {type: 'open', name: string | null}
  *   | {type: 'values', values: Values}
@@ -83,6 +82,11 @@ export function reduce(state, action) {
       return lostJobs(action.jobs.reduce(takeJob, state), action);
     case 'job':
       return takeJob(state, action.job);
+    case 'chat/import': {
+      const merged = chat.merge(state.chat, action.entries);
+      // What came of them may be known here already.
+      return { ...state, chat: Object.values(state.jobs).reduce((entries, job) => chat.takeJob(entries, job, state.tracks), /** @type {State['chat']} */ (merged)) };
+    }
     case 'library':
       return takeLibrary(state, action.change);
     case 'library/filters': {
@@ -118,7 +122,7 @@ export function reduce(state, action) {
 
 /**
  * @param {State['chat']} entries
- * @param {Extract<Action, {type: `chat/${string}`}>} action
+ * @param {Extract<Action, {type: 'chat/add' | 'chat/change' | 'chat/clear'}>} action
  * @returns {State['chat']}
  */
 function reduceChat(entries, action) {
@@ -127,10 +131,6 @@ function reduceChat(entries, action) {
       return chat.add(entries, action.entry);
     case 'chat/change':
       return chat.change(entries, action.id, action.change);
-    case 'chat/import':
-      return chat.merge(entries, action.entries);
-    case 'chat/remove':
-      return entries.filter((entry) => entry.id !== action.id);
     case 'chat/clear':
       return [];
   }

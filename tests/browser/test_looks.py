@@ -150,6 +150,14 @@ def test_on_a_small_screen_the_card_slides_over_the_chat_and_escape_takes_it_awa
     page.keyboard.press("Escape")
     expect(page.locator("#card .card-title")).to_have_count(0)
     expect(page.locator("#prompt")).to_be_in_viewport()
+    page.locator(".take .link").click()
+    page.get_by_role("button", name="Reuse").last.click()
+    expect(page.locator("#prompt")).to_be_focused()
+    expect(page.locator("#prompt")).to_have_value("small screen")
+    page.locator(".take .link").click()
+    page.get_by_role("button", name="Rerun").last.click()
+    expect(page.locator("#card .card-title")).to_have_count(0)
+    expect(page.locator(".take .link")).to_have_count(2)
     context.close()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from modules import audio
 from modules.contract import GenerateRequest, SeparatorInfo, TrackQuery
@@ -327,3 +327,31 @@ def test_what_another_page_makes_or_deletes_is_seen_here(page: Page, site: Site)
     expect(page.locator(".track-row")).to_have_count(1)
     site.studio.delete(name)
     expect(page.locator(".track-row")).to_have_count(0)
+    expect(page.locator(".count")).to_have_text("0 tracks")
+
+
+def test_the_chat_is_one_for_every_page_of_the_browser(page: Page, context: BrowserContext, site: Site) -> None:
+    page.fill("#prompt", "asked here")
+    page.keyboard.press("Enter")
+    other = context.new_page()
+    other.goto(site.url)
+    other.fill("#prompt", "asked there")
+    other.keyboard.press("Enter")
+    expect(page.locator(".bubble-text")).to_have_text(["asked here", "asked there"])
+    expect(page.locator(".take .link")).to_have_count(2)
+    page.evaluate("() => localStorage.setItem('studio.chat', '[]')")
+    expect(other.locator(".welcome")).to_be_visible()
+
+
+@pytest.mark.complains
+def test_a_failure_under_a_dialog_is_said_in_it_where_it_can_be_put_away(page: Page, site: Site) -> None:
+    make(site, "stays")
+    page.route("**/api/tracks/*", lambda route: route.abort())
+    page.get_by_role("button", name="Library", exact=True).click()
+    page.locator(".track-row button").last.click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator(".toast")).to_contain_text("The studio does not answer.")
+    page.locator(".toast").get_by_role("button", name="Close").click()
+    expect(page.locator(".toast")).to_have_count(0)
+    page.keyboard.press("Escape")
+    expect(page.locator("body > .toasts")).to_have_count(1)

@@ -46,14 +46,23 @@ export function open({ title, closeLabel, body, actions = [], class: extra = '' 
   });
   document.body.append(dialog);
   dialog.showModal();
+  carryNotes();
   const closed = new Promise((/** @type {(value: string) => void} */ resolve) => {
     dialog.addEventListener('close', () => {
+      carryNotes();
       dialog.remove();
       if (before instanceof HTMLElement && before.isConnected) before.focus();
       resolve(dialog.returnValue);
     });
   });
   return { dialog, closed };
+}
+
+/** Notes can be seen and pressed in the topmost dialog alone: what lies under it is inert. */
+function carryNotes() {
+  const notes = document.getElementById('toasts');
+  const top = [...document.querySelectorAll('dialog[open]')].at(-1) ?? document.body;
+  if (notes && notes.parentElement !== top) top.append(notes);
 }
 
 /**

@@ -159,9 +159,14 @@ export async function busy(pressed, work) {
  */
 export function select(options, value, change, attrs = {}) {
   const made = el('select', { class: 'select', attrs, on: { change: () => change(made.value) } });
-  made.append(...options.map((option) => el('option', { text: option.label, attrs: { value: option.value } })));
+  offer(made, options);
   made.value = value;
   return made;
+}
+
+/** Other options in the same list. @param {HTMLSelectElement} list @param {readonly {value: string, label: string}[]} options */
+export function offer(list, options) {
+  list.replaceChildren(...options.map((option) => el('option', { text: option.label, attrs: { value: option.value } })));
 }
 
 /** Where something is being typed, no shortcut may act. @param {EventTarget | null} target */

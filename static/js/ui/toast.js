@@ -26,6 +26,10 @@ export function toaster(host) {
       );
     }
     note.append(button({ label: close, icon: 'close', iconOnly: true, kind: 'quiet', press: gone }));
+    // Said again, it is still one note.
+    for (const known of [...host.children]) {
+      if (known.firstElementChild?.textContent === text) known.remove();
+    }
     host.append(note);
     if (!error) setTimeout(gone, SHOWN_MS);
   };

@@ -134,12 +134,15 @@ function header(track, { words, actions, store }) {
 }
 
 /** @param {Track} track @param {App} app */
-function actionButtons(track, { words, actions, dialogs }) {
+function actionButtons(track, { words, actions, dialogs, toPrompt }) {
   const { t } = words;
   const made = track.asked.kind === undefined || track.asked.kind === 'generate';
   return [
     made ? button({ label: t('action.rerun'), icon: 'redo', press: () => void actions.rerunTrack(track) }) : null,
-    made ? button({ label: t('action.reuse'), icon: 'edit', press: () => actions.reuseTrack(track) }) : null,
+    made ? button({ label: t('action.reuse'), icon: 'edit', press: () => {
+      actions.reuseTrack(track);
+      toPrompt();
+    } }) : null,
     button({ label: t('action.extend'), icon: 'extend', press: () => dialogs.extend(track) }),
     button({ label: t('action.split'), icon: 'split', press: () => dialogs.split(track) }),
     button({ label: t('action.downloadAs'), icon: 'download', press: () => dialogs.download(track) }),

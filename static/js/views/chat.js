@@ -152,7 +152,7 @@ function asked(entry, app) {
         button({ label: t('action.rerun'), icon: 'redo', iconOnly: true, kind: 'quiet', press: () => void actions.rerun(entry) }),
         button({ label: t('action.reuse'), icon: 'edit', iconOnly: true, kind: 'quiet', press: () => {
           actions.reuse(request, labels);
-          document.getElementById('prompt')?.focus();
+          app.toPrompt();
         } }),
       ]
     : [];
@@ -269,7 +269,7 @@ function welcome(app) {
     el('p', { text: t('welcome.text') }),
     el('ul', { class: 'examples', attrs: { 'aria-label': t('welcome.examples') } }, ...examples.map((text) => el('li', {}, button({ label: text, press: () => {
       store.dispatch({ type: 'prompt', prompt: text });
-      document.getElementById('prompt')?.focus();
+      app.toPrompt();
     } })))),
   );
 }

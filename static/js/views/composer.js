@@ -16,7 +16,7 @@ const ESTIMATE_AFTER_MS = 500;
  * @returns {() => void}
  */
 export function mountComposer(host, app) {
-  const { store, words, facts, dialogs } = app;
+  const { store, words, facts, dialogs, actions } = app;
   const { t } = words;
   const view = new Disposer();
   const prompt = el('textarea', {
@@ -108,6 +108,7 @@ export function mountComposer(host, app) {
   view.add(store.watch((state) => state.values, showSummary));
   view.add(store.watch((state) => state.models, showSummary));
   view.add(store.watch((state) => state.attachments, showChips));
+  view.add(store.watch(() => actions.model()?.melody, showChips));
   estimating(preflight, app, view);
   return () => view.dispose();
 }
@@ -121,7 +122,8 @@ function onKey(event, { store }, send) {
   // While an input method is composing, Enter chooses a word.
   if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
-    send();
+    // A key held down is one wish.
+    if (!event.repeat) send();
   } else if (event.key === 'ArrowUp' && store.state.prompt === '') {
     const last = store.state.chat.findLast((entry) => entry.request.kind === 'generate');
     if (last?.request.kind !== 'generate') return;
@@ -143,7 +145,7 @@ function summarise({ store, words }) {
 }
 
 /** @param {App} app */
-function attached({ store, words }) {
+function attached({ store, words, actions, toPrompt }) {
   const { t } = words;
   const { audioPrompt, base } = store.state.attachments;
   const chip = (/** @type {string} */ label, /** @type {() => void} */ remove) =>
@@ -152,12 +154,16 @@ function attached({ store, words }) {
       { class: 'chip' },
       icon('attach'),
       el('span', { class: 'chip-text', text: label }),
-      button({ label: t('chip.remove', { what: label }), icon: 'close', iconOnly: true, kind: 'quiet', press: remove }),
+      button({ label: t('chip.remove', { what: label }), icon: 'close', iconOnly: true, kind: 'quiet', press: () => {
+        remove();
+        toPrompt();
+      } }),
     );
   const made = [];
   if (audioPrompt) {
     made.push(chip(t('chip.audioPrompt', { name: audioPrompt.label }), () => store.dispatch({ type: 'attach', attachments: { audioPrompt: null } })));
   }
+  if (audioPrompt && !actions.model()?.melody) made.push(el('p', { class: 'hint warn', text: t('clips.noMelody') }));
   if (base) {
     made.push(chip(t(`chip.${base.mode}`, { name: base.label }), () => store.dispatch({ type: 'attach', attachments: { base: null } })));
   }

@@ -278,7 +278,7 @@ export async function askDropped(app, file) {
   if (answer === 'audio') store.dispatch({ type: 'attach', attachments: { audioPrompt: clip } });
   if (answer === 'base') store.dispatch({ type: 'attach', attachments: { base: { ...clip, mode: 'continue', from: null } } });
   if (answer === 'split') await actions.split({ upload: upload.id }, upload.name);
-  else document.getElementById('prompt')?.focus();
+  else app.toPrompt();
 }
 
 /** @param {App} app */

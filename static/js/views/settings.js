@@ -1,7 +1,7 @@
 /** The settings, drawn from the contract's parameters; presets; and what the music goes on from. */
 
 import * as model from '../models/settings.js';
-import { Disposer, button, el, select } from '../ui/dom.js';
+import { Disposer, button, el, offer, select } from '../ui/dom.js';
 import { ask, open } from '../ui/dialog.js';
 
 /**
@@ -34,7 +34,15 @@ export function mountSettings(host, app) {
   const clips = el('fieldset', { class: 'group group-clips' });
   host.replaceChildren(presetRow(app, view), el('div', { class: 'groups' }, ...groups, clips));
   const showOpen = () => (host.hidden = !store.state.prefs.panel);
-  const showClips = () => clips.replaceChildren(el('legend', { text: t('settings.group.clips') }), ...clipFields(app));
+  const showClips = () => {
+    const held = clips.contains(document.activeElement) ? document.activeElement : null;
+    const place = [...clips.children].findIndex((child) => child.contains(held));
+    clips.replaceChildren(el('legend', { text: t('settings.group.clips') }), ...clipFields(app));
+    if (!held) return;
+    /** @type {HTMLElement | null | undefined} */
+    const next = document.getElementById(held.id) ?? clips.children[place]?.querySelector('button, select');
+    next?.focus();
+  };
   showOpen();
   showClips();
   view.add(store.watch((state) => state.prefs.panel, showOpen));
@@ -346,42 +354,48 @@ function baseFields({ store, words }, base) {
 function presetRow(app, view) {
   const { store, words, facts } = app;
   const { t } = words;
-  const host = el('div', { class: 'preset-row' });
+  let chosen = '';
+  const take = (/** @type {string} */ value) => {
+    const [kind, index] = value.split(':');
+    const preset = (kind === 'own' ? store.state.presets : model.BUILT_IN)[Number(index)];
+    if (preset) store.dispatch({ type: 'values', values: model.complete(facts.parameters, preset.values, store.state.values) });
+    remove.disabled = kind !== 'own';
+    chosen = kind === 'own' ? (preset?.name ?? '') : '';
+  };
+  const list = select([], '', take, { 'aria-label': t('preset.title') });
+  const remove = button({
+    label: t('preset.delete'),
+    icon: 'trash',
+    iconOnly: true,
+    kind: 'quiet',
+    press: () => {
+      store.dispatch({ type: 'presets', presets: store.state.presets.filter((preset) => preset.name !== chosen) });
+      list.focus();
+    },
+  });
   const show = () => {
     const own = store.state.presets.map((preset, index) => ({ value: `own:${index}`, label: preset.name }));
     const built = model.BUILT_IN.map((preset, index) => ({ value: `built:${index}`, label: t(preset.name) }));
-    const list = select([{ value: '', label: t('preset.choose') }, ...built, ...own], '', (value) => {
-      const [kind, index] = value.split(':');
-      const preset = (kind === 'own' ? store.state.presets : model.BUILT_IN)[Number(index)];
-      if (preset) store.dispatch({ type: 'values', values: model.complete(facts.parameters, preset.values, store.state.values) });
-      remove.disabled = kind !== 'own';
-      chosen = kind === 'own' ? (preset?.name ?? '') : '';
-    }, { 'aria-label': t('preset.title') });
-    let chosen = '';
-    const remove = button({
-      label: t('preset.delete'),
-      icon: 'trash',
-      iconOnly: true,
-      kind: 'quiet',
-      disabled: true,
-      press: () => store.dispatch({ type: 'presets', presets: store.state.presets.filter((preset) => preset.name !== chosen) }),
-    });
-    host.replaceChildren(
-      list,
-      button({ label: t('preset.save'), icon: 'bookmark', kind: 'quiet', press: () => void savePreset(app) }),
-      remove,
-      button({
-        label: t('settings.resetAll'),
-        icon: 'redo',
-        kind: 'quiet',
-        class: 'push',
-        press: () => store.dispatch({ type: 'values', values: { ...model.defaults(facts.parameters), model: store.state.values.model ?? '' } }),
-      }),
-    );
+    offer(list, [{ value: '', label: t('preset.choose') }, ...built, ...own]);
+    chosen = '';
+    remove.disabled = true;
   };
   show();
   view.add(store.watch((state) => state.presets, show));
-  return host;
+  return el(
+    'div',
+    { class: 'preset-row' },
+    list,
+    button({ label: t('preset.save'), icon: 'bookmark', kind: 'quiet', press: () => void savePreset(app) }),
+    remove,
+    button({
+      label: t('settings.resetAll'),
+      icon: 'redo',
+      kind: 'quiet',
+      class: 'push',
+      press: () => store.dispatch({ type: 'values', values: { ...model.defaults(facts.parameters), model: store.state.values.model ?? '' } }),
+    }),
+  );
 }
 
 /** @param {App} app */
