@@ -145,6 +145,25 @@ def melody(sound: Sound) -> Clip:
     return read_start(sound.path, sound.sample_rate_hz, MELODY_S)
 
 
+def check_cut(at_s: float, mode: ContinuationMode) -> None:
+    """Refuse a clip that is too long, up to the cut, to be kept, or too short for a model to go on from.
+
+    Raises:
+        ClipTooLong, ClipTooShort.
+    """
+    if at_s > MAX_ORIGINAL_S:
+        raise ClipTooLong(
+            f"the clip up to the cut is {at_s / 60:.1f} minutes long, at most {MAX_ORIGINAL_S / 60:.0f} can be kept:"
+            " choose an earlier point with continuation.from",
+            field="continuation.from",
+        )
+    if mode == "continue" and at_s < MIN_CONTEXT_S:
+        raise ClipTooShort(
+            f"the clip is {at_s:.2f} s long up to the cut; a model needs {MIN_CONTEXT_S} s to go on from",
+            field="continuation",
+        )
+
+
 def origin(sound: Sound, mode: ContinuationMode, from_s: float | None, loaded: LoadedModel) -> Origin:
     """Read what a generation goes on from.
 
@@ -161,17 +180,7 @@ def origin(sound: Sound, mode: ContinuationMode, from_s: float | None, loaded: L
             field="continuation.from",
         )
     at_s = length_s if from_s is None else min(from_s, length_s)
-    if at_s > MAX_ORIGINAL_S:
-        raise ClipTooLong(
-            f"the clip up to the cut is {at_s / 60:.1f} minutes long, at most {MAX_ORIGINAL_S / 60:.0f} can be kept:"
-            " choose an earlier point with continuation.from",
-            field="continuation.from",
-        )
-    if mode == "continue" and at_s < MIN_CONTEXT_S:
-        raise ClipTooShort(
-            f"the clip is {at_s:.2f} s long up to the cut; a model needs {MIN_CONTEXT_S} s to go on from",
-            field="continuation",
-        )
+    check_cut(at_s, mode)
     codes, codes_from_s = (None, 0.0) if mode == "append" else _stored(sound, loaded)
     if codes is not None:
         frame = min(round((at_s - codes_from_s) * loaded.frame_rate_hz), codes.shape[1])

@@ -58,7 +58,7 @@ from modules.generation import Generation, Stage, plan, require_melody, versions
 from modules.jobs import JobContext, JobQueue
 from modules.library import Library
 from modules.live import LiveAudio
-from modules.material import MAX_ORIGINAL_S, LoadedModel, Sound
+from modules.material import MAX_ORIGINAL_S, LoadedModel, Sound, check_cut
 from modules.mixing import Transcriber, mixed_track
 from modules.musicgen.catalog import require_decoder
 from modules.musicgen.tiny import unknown_words
@@ -191,8 +191,8 @@ class Studio:
         """Take a request in; the same client_id is the same job.
 
         Raises:
-            InvalidRequest, InvalidParameter, UnknownModel, ModelMissing, ModelBroken, NotFound, DiskFull: it cannot
-                be done as asked.
+            InvalidRequest, InvalidParameter, UnknownModel, ModelMissing, ModelBroken, NotFound, ClipTooShort,
+                ClipTooLong, DiskFull: it cannot be done as asked.
             QueueFull: details hold `retry_after_s`.
         """
         request = parse_submitted(self._with_model(body))
@@ -490,6 +490,7 @@ class Studio:
                 f" which is {source.seconds:.2f} s long",
                 field="continuation.from",
             )
+        check_cut(source.seconds if continuation.from_s is None else continuation.from_s, continuation.mode)
 
     def _look_up(self, ref: AudioRef, field: str) -> Source:
         """What a request refers to; an upload's day begins anew."""

@@ -417,9 +417,12 @@ def test_a_cut_past_the_end_or_too_early_is_named(place: Workplace) -> None:
     with pytest.raises(InvalidParameter, match="past the end") as error:
         place.submit(continuation={"track": first.name, "from": 9.0})
     assert error.value.field == "continuation.from"
-    short = place.ended(place.submit(continuation={"track": first.name, "from": 0.2}))
-    assert short.error is not None
-    assert short.error.code == ClipTooShort.code
+    with pytest.raises(ClipTooShort):
+        place.submit(continuation={"track": first.name, "from": 0.2})
+    with pytest.raises(ClipTooShort):
+        place.submit(continuation={"upload": place.upload(tone(0.3)), "mode": "continue"})
+    appended = place.submit(continuation={"upload": place.upload(tone(0.3)), "mode": "append"})
+    assert place.ended(appended).status == "done"
 
 
 # --------------------------------------------------------------------------------------------- audio prompt
