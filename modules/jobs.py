@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -563,10 +564,11 @@ class JobQueue:
         try:
             body = json.loads(path.read_bytes())
             return _Entry(Job.model_validate_json(json.dumps(body["job"])), int(body["seq"]))
-        except (ValueError, KeyError, TypeError, ValidationError):
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
             # Not ours or damaged by the disk: put aside, so that nothing is thrown away and the start goes on.
             log.exception("the journal %s cannot be read and is put aside", path.name)
-            path.replace(path.with_suffix(".unreadable"))
+            with suppress(OSError):
+                path.replace(path.with_suffix(".unreadable"))
             return None
 
     def _begin_run(self, found: list[_Entry]) -> int:

@@ -397,6 +397,7 @@ def test_a_journal_that_cannot_be_read_is_put_aside_and_the_rest_goes_on(tmp_pat
     jobs = JobQueue(tmp_path, stage.run)
     kept = jobs.submit(request("kept"))
     (tmp_path / "broken.json").write_text('{"seq": 1, "job": {"id"')
+    (tmp_path / "folder.json").mkdir()
     (tmp_path / ".x.json.part").write_text("half")
     again = JobQueue(tmp_path, stage.run)
     assert [job.id for job in again.jobs()] == [kept.id]

@@ -142,7 +142,10 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "post", "/api/jobs", "jobs", "Generate music or split a track: the same client_id is the same job",
         {"job": _ref(Job)}, status=202, body=(GenerateRequest, SplitRequest), example=_GENERATE_EXAMPLE,
-        errors=("invalid_parameter", "unknown_model", "not_found", "model_missing", "queue_full", "disk_full"),
+        errors=(
+            "invalid_parameter", "unknown_model", "not_found", "model_missing", "model_broken", "clip_too_short",
+            "clip_too_long", "conflict", "queue_full", "disk_full",
+        ),
     ),
     Operation(
         "post", "/api/estimate", "jobs", "What a generation would take: time and memory; the prompt may be empty",
