@@ -179,6 +179,7 @@ def test_a_host_that_is_not_ours_is_a_clear_error(tmp_path: Path) -> None:
         ("::1", False, "", "http://[::1]:5/"),
         ("127.0.0.1", True, "abc", "http://127.0.0.1:5/?token=abc"),
         ("192.168.1.2", False, "abc", "http://192.168.1.2:5/?token=abc"),
+        ("127.0.0.1", True, "a b&c#é", "http://127.0.0.1:5/?token=a%20b%26c%23%C3%A9"),
     ],
 )
 def test_the_address_is_one_that_opens_on_this_machine(host: str, listen: bool, token: str, url: str) -> None:

@@ -16,6 +16,7 @@ import time
 import webbrowser
 from collections.abc import Callable, Collection
 from typing import Any
+from urllib.parse import quote
 
 from flask import Flask, render_template, request
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
@@ -319,7 +320,7 @@ def address(settings: Settings, port: int, token: str = "") -> str:
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
         host = "127.0.0.1"
     host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{host}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
 
 def announce(url: str, settings: Settings) -> None:
