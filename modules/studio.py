@@ -76,6 +76,8 @@ SPARE_BYTES = 64 * 1024 * 1024
 """Stays free on the disk beside what a job writes."""
 _BYTES_A_SAMPLE = 4
 _SPLIT_PREFIX = ".split-"
+_UPLOADED = "upload"
+"""What stands for the model in a track that a person brought."""
 
 
 class Catalog(Protocol):
@@ -582,12 +584,15 @@ class Studio:
             context.tracks([request.track])
             self._split(job, request.track, request.stems, request.separator, context)
             return
-        name = self._import(str(request.upload), request)
+        known = self._track_of(str(request.upload))
+        name = known or self._import(str(request.upload), request)
         context.tracks([name])
         try:
             self._split(job, name, request.stems, request.separator, context)
         except BaseException:
-            # Only its stems were asked for. The upload is still there, and another try would make a second track of it.
+            if known:
+                raise
+            # Only its stems were asked for, and the upload is still there for another try.
             with suppress(NotFound, Conflict):
                 self.library.delete(name)
                 context.tracks([])
@@ -623,6 +628,11 @@ class Studio:
         self.manager.unload()
         return self._splitter.split(path, folder, stems, **asked)
 
+    def _track_of(self, upload_id: str) -> str | None:
+        """The track that an upload has become: by an earlier split, or by one that a crash ended."""
+        made, _, _ = self.library.page(TrackQuery(model=_UPLOADED, limit=500))
+        return next((track.name for track in made if track.asked.get("upload") == upload_id), None)
+
     def _import(self, upload_id: str, request: SplitRequest) -> str:
         """Make an upload a track, so that its stems have a place; returns the track's name."""
         with self.uploads.hold(upload_id) as path:
@@ -631,10 +641,10 @@ class Studio:
             now = datetime.now(timezone.utc).astimezone()
             short = upload.seconds <= MAX_ORIGINAL_S
             loudness = audio.loudness(audio.decode(path)) if short else Loudness(integrated_lufs=None, peak_dbfs=None)
-            name = self.library.reserve_name(Path(upload.name).stem, "upload", None, now)
+            name = self.library.reserve_name(Path(upload.name).stem, _UPLOADED, None, now)
             draft = Track(
                 name=name, file=f"{name}.flac", created_at=now.isoformat(timespec="seconds"), prompt=upload.name,
-                model="upload", checkpoint_hash=None, used={}, seed=0, format="flac",
+                model=_UPLOADED, checkpoint_hash=None, used={}, seed=0, format="flac",
                 asked=request.model_dump(mode="json", exclude={"client_id"}), sample_rate_hz=upload.sample_rate_hz,
                 channels=upload.channels, duration_s=upload.seconds, bytes=0, loudness=loudness, versions=versions(),
             )  # fmt: skip

@@ -685,6 +685,9 @@ def test_an_upload_becomes_a_track_to_be_split(place: Workplace) -> None:
     assert (track.model, track.prompt, track.format) == ("upload", "Мой трек.wav", "flac")
     assert np.array_equal(place.sound(track).samples, clip.samples)
     assert len(track.stems) == 4
+    again = place.ended(place.studio.submit({**body, "client_id": "again"}))
+    assert again.tracks == [track.name], "no second track of the same upload"
+    assert place.studio.library.count() == 1
 
 
 def test_an_upload_that_cannot_be_split_leaves_no_track_and_can_be_tried_again(place: Workplace) -> None:
