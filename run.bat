@@ -9,8 +9,9 @@ if exist ".venv\python.exe" set "PYTHON=.venv\python.exe"
 
 rem step: install if needed
 "%PYTHON%" scripts\install.py --check >nul 2>&1
-if errorlevel 1 (
-  call install.bat
+rem Not "if errorlevel 1": an interpreter that crashes ends with a number below 0.
+if not "%ERRORLEVEL%"=="0" (
+  call "%~dp0install.bat"
   if errorlevel 1 exit /b 1
 )
 if exist ".venv\python.exe" set "PYTHON=.venv\python.exe"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import logging.handlers
 import os
@@ -287,6 +288,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_headless(arguments, parser)
     signal.signal(signal.SIGTERM, _interrupt)
     headless = arguments.prompt is not None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A pipe on Windows has the system's old alphabet; a name outside it must not end the program.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         set_up_logging(settings, headless=headless)
         sys.excepthook = _surprise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -69,6 +70,16 @@ def test_the_path_is_printed_last_and_the_pair_is_there(
     assert np.abs(audio.decode(path).samples).max() > 0.1
     assert the_json(path).prompt == "warm lo-fi piano"
     assert path.parent == tmp_path / "data" / "audio"
+
+
+def test_a_name_outside_the_terminals_alphabet_is_printed_all_the_same(
+    manager: FakeManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="cp1252"))
+    assert webui.main([*folders(tmp_path), "--prompt", "x", "--duration", "1", "--artist", "日本語"]) == 0
+    sys.stdout.flush()
+    assert b"\\u65e5\\u672c\\u8a9e_fake" in printed.getvalue()
 
 
 def test_words_that_the_model_does_not_read_are_said(
