@@ -359,7 +359,7 @@ def _empty(path: Path) -> None:
         (_silence, UnreadableAudio, "silent"),
         (_eight_channels, UnreadableAudio, "8 channels"),
         (_nan, UnreadableAudio, "NaN"),
-        (_lies_about_its_length, UnreadableAudio, "s"),
+        (_lies_about_its_length, UnreadableAudio, "damaged|cut off"),
         (_three_hours, ClipTooLong, "120 minutes"),
         (_empty, UnreadableAudio, "empty"),
     ],
