@@ -276,8 +276,8 @@ def clip(tmp_path: Path) -> Path:
     return path
 
 
-def drop(page: Page, path: Path) -> None:
-    """Drop a file in the middle of the chat, as a file manager would."""
+def drop(page: Page, path: Path, *, lost: bool = False) -> None:
+    """Drop a file in the middle of the chat, as a file manager would; or carry it away without a word."""
     data = page.evaluate_handle(
         """(bytes) => {
           const carried = new DataTransfer();
@@ -286,11 +286,14 @@ def drop(page: Page, path: Path) -> None:
         }""",
         list(path.read_bytes()),
     )
-    for event in ("dragenter", "dragover", "drop"):
+    for event in ("dragenter", "dragover") if lost else ("dragenter", "dragover", "drop"):
         page.dispatch_event("#scroll", event, {"dataTransfer": data})
 
 
 def test_a_dropped_file_is_asked_about_and_can_be_continued(page: Page, site: Site, clip: Path) -> None:
+    drop(page, clip, lost=True)
+    expect(page.locator(".veil")).to_be_visible()
+    expect(page.locator(".veil")).to_be_hidden()
     drop(page, clip)
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("button", name="An audio prompt")).to_be_disabled()

@@ -116,6 +116,10 @@ def assert_without_a_gap(page: Page, site: Site, name: str, spans: list[tuple[fl
             assert ends or last == pytest.approx(samples[expected[done + frames - 1]], abs=1e-6)
         done += frames
     assert done >= len(expected)
+    # Opened again, silent: what it goes round is marked at once.
+    page.reload()
+    page.locator(".take .link").last.click()
+    expect(page.locator("#card .wave [part~=region]")).to_have_count(1)
 
 
 def card_title(page: Page) -> str:
@@ -339,7 +343,10 @@ def test_the_chat_is_one_for_every_page_of_the_browser(page: Page, context: Brow
     other.keyboard.press("Enter")
     expect(page.locator(".bubble-text")).to_have_text(["asked here", "asked there"])
     expect(page.locator(".take .link")).to_have_count(2)
-    page.evaluate("() => localStorage.setItem('studio.chat', '[]')")
+    page.locator("#more").click()
+    page.get_by_role("button", name="Clear everything…").click()
+    page.get_by_role("button", name="Only the chat…").click()
+    page.get_by_role("button", name="Yes, clear").click()
     expect(other.locator(".welcome")).to_be_visible()
 
 

@@ -37,6 +37,19 @@ test('a request whose sending a reload cut off waits for the server to say wheth
   assert.equal(chat.read([made({ state: 'sending', tracks: [] })])[0]?.state, 'sent');
 });
 
+test('an imported request that was going on elsewhere can be tried again, unless its job is known here', () => {
+  const going = made({ id: 'c1', state: 'running', tracks: [] });
+  assert.equal(chat.settled(going, {}).state, 'interrupted');
+  const jobs = /** @type {any} */ ({ j1: { id: 'j1', client_id: 'c1' } });
+  assert.equal(chat.settled(going, jobs), going);
+  assert.equal(chat.settled(made(), {}).state, 'done');
+});
+
+test('what would fit the memory is still offered after a reload', () => {
+  const error = { code: 'out_of_memory', message: 'm', details: { fits: [{ model: 'small', precision: 'int8' }] } };
+  assert.deepEqual(chat.read([made({ state: 'failed', error })])[0]?.error, error);
+});
+
 test('numbers that are none are not taken over from a file', () => {
   const [entry] = chat.read([{ ...made(), at: 'x', request: { ...body, duration: Number.NaN, top_k: { a: 1 } } }]);
   assert.equal(entry?.at, 0);

@@ -3,7 +3,7 @@
  * file is validated, because a person may have edited it or been given it.
  */
 
-import { isFinal } from './jobs.js';
+import { byClient, isFinal } from './jobs.js';
 
 /**
  * @typedef {import('../contract.js').Body} Body
@@ -223,7 +223,19 @@ function readLabels(raw) {
 /** @param {any} raw @returns {StudioError | null} */
 function readError(raw) {
   if (!raw || typeof raw.code !== 'string' || typeof raw.message !== 'string') return null;
-  return { code: text(raw.code, 60), message: text(raw.message, 1000) };
+  const fits = list(raw.details?.fits).filter((fit) => typeof fit?.model === 'string' && typeof fit.precision === 'string');
+  const details = fits.length > 0 ? { details: { fits: fits.map((fit) => ({ model: text(fit.model), precision: text(fit.precision, 20) })) } } : {};
+  return { code: text(raw.code, 60), message: text(raw.message, 1000), ...details };
+}
+
+/**
+ * @param {Entry} item
+ * @param {import('./jobs.js').Jobs} jobs
+ * @returns {Entry} interrupted, if it was going on and no such job is known
+ */
+export function settled(item, jobs) {
+  const going = ['sent', 'queued', 'running'].includes(item.state);
+  return going && !byClient(jobs, item.id) ? { ...item, state: 'interrupted' } : item;
 }
 
 /**

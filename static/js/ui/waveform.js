@@ -47,6 +47,20 @@ export function waveform({ host, nonce, peaks, seconds, height, seek, loop }) {
   drawn.on('interaction', seek);
   if (loop) regions.on('region-updated', (region) => loop({ start: region.start, end: region.end }));
   let before = -1;
+  /** @type {{start: number, end: number} | null} */
+  let looped = null;
+  let ready = false;
+  const showLoop = () => {
+    const known = regions.getRegions()[0];
+    if (looped && known) known.setOptions(looped);
+    else if (looped) regions.addRegion({ ...looped, color: token(host, '--loop'), minLength: 0.1 });
+    else regions.clearRegions();
+  };
+  // A region that is added earlier is lost.
+  drawn.once('ready', () => {
+    ready = true;
+    showLoop();
+  });
   return {
     /** @param {number} time seconds */
     show(time) {
@@ -56,10 +70,8 @@ export function waveform({ host, nonce, peaks, seconds, height, seek, loop }) {
     },
     /** @param {{start: number, end: number} | null} span */
     showLoop(span) {
-      const known = regions.getRegions()[0];
-      if (span && known) known.setOptions(span);
-      else if (span) regions.addRegion({ ...span, color: token(host, '--loop'), minLength: 0.1 });
-      else regions.clearRegions();
+      looped = span;
+      if (ready) showLoop();
     },
     /** After a change of theme. */
     repaint() {

@@ -203,7 +203,8 @@ async function importChat({ store, words, tell, actions }, file) {
   const { t } = words;
   try {
     if (file.size > MAX_IMPORT_BYTES) throw new RangeError('too large');
-    const entries = chat.read(JSON.parse(await file.text()));
+    // What was going on there is not going on here.
+    const entries = chat.read(JSON.parse(await file.text())).map((entry) => chat.settled(entry, store.state.jobs));
     store.dispatch({ type: 'chat/import', entries });
     tell(t('import.done', { n: entries.length }));
     await actions.checkTracks();

@@ -2,6 +2,8 @@
 
 import { Disposer, el, icon } from '../ui/dom.js';
 
+/** Browsers repeat the event at least every 350 ms. */
+const DRAG_OVER_MS = 800;
 const AUDIO_NAME = /\.(wav|flac|mp3|ogg|oga|opus|m4a|aac|webm|aif|aiff)$/i;
 
 /**
@@ -17,27 +19,26 @@ export function mountDrop(page, { words, dialogs, tell }) {
   page.body.append(veil);
   view.add(() => veil.remove());
   const files = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes('Files') ?? false;
-  let depth = 0;
-  const show = () => (veil.hidden = depth === 0);
-  page.addEventListener('dragenter', (event) => {
-    if (!files(event)) return;
-    depth += 1;
-    show();
-  }, { signal });
-  page.addEventListener('dragleave', (event) => {
-    if (!files(event)) return;
-    depth = Math.max(0, depth - 1);
-    show();
-  }, { signal });
+  let timer = 0;
+  const hide = () => {
+    clearTimeout(timer);
+    veil.hidden = true;
+  };
+  view.add(hide);
   page.addEventListener('dragover', (event) => {
-    if (files(event)) event.preventDefault();
+    if (!files(event)) return;
+    event.preventDefault();
+    veil.hidden = false;
+    // It is told again and again while the file is over the page. Leaving is not always told: what lay under the
+    // pointer may be gone.
+    clearTimeout(timer);
+    timer = window.setTimeout(hide, DRAG_OVER_MS);
   }, { signal });
   page.addEventListener('drop', (event) => {
     if (!files(event)) return;
     // Otherwise the browser would leave the page for the file.
     event.preventDefault();
-    depth = 0;
-    show();
+    hide();
     const [file] = event.dataTransfer?.files ?? [];
     if (!file) return;
     if (file.type.startsWith('audio/') || file.type === 'video/webm' || AUDIO_NAME.test(file.name)) dialogs.dropped(file);

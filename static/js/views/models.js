@@ -98,7 +98,7 @@ function choices(model, chosen, { store, words, actions }) {
           }),
     fetchable ? button({ label: t('models.download', { size: words.bytes(model.download_bytes) }), icon: 'download', kind: 'primary', press: () => void actions.fetchModel(model.id), attrs: { 'data-focus': `fetch-${model.id}` } }) : null,
     model.state === 'ready' && !model.loaded && chosen ? button({ label: t('models.load'), press: () => void actions.fetchModel(model.id), attrs: { 'data-focus': `load-${model.id}` } }) : null,
-    model.state === 'downloadable' && offline ? el('span', { class: 'hint', text: t('models.offline') }) : null,
+    model.state !== 'ready' && offline ? el('span', { class: 'hint', text: t('models.offline') }) : null,
   );
 }
 
