@@ -21,7 +21,7 @@ from modules.musicgen.catalog import Catalog
 from modules.musicgen.engine import Engine, GenerationSpec, ModelFacts
 from modules.musicgen.melody import hear
 from modules.musicgen.tiny import load_tiny, understand, unknown_words
-from modules.musicgen.tiny.steering import layers_of
+from modules.musicgen.tiny.arrangement import layers_of
 from modules.musicgen.tiny.tonality import MAJOR, with_key
 from modules.musicgen.tiny.words import ATTRIBUTES, INSTRUMENTS, MAX_CHARS, MODES, NOTE_NAMES
 from tests.decoders import Listener
@@ -234,8 +234,8 @@ def engine(models: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) ->
     follower = codec.follower()
     facts = ModelFacts(
         model="tiny", checkpoint_hash=None, precision="float32", frame_rate_hz=50.0, sample_rate_hz=32_000, channels=1,
-        codebooks=4, cardinality=2048, max_window_s=10.0, melody=False, follow=follower,
-        begin=follower.begin, complete=follower.complete,
+        codebooks=4, cardinality=2048, max_window_s=10.0, melody=False, follow=follower.follow,
+        guide=follower.guide, complete=follower.complete,
     )  # fmt: skip
     options = ["--backend", "torch", "--threads", "1", "--cache-dir", str(tmp_path_factory.mktemp("cache"))]
     return backends.choose(settings.parse(options, {}), lm, "cpu", facts)

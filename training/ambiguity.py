@@ -10,10 +10,10 @@ import collections
 
 import numpy as np
 
-from modules.musicgen.tiny.words import modes_in
+from modules.musicgen.tiny.words import bpm_in, modes_in
 from training.corpus.genres import BASS_FIGURES, CHORD_FIGURES, GENRES, Rows
 from training.corpus.instruments import CHORD_PRESETS, LEAD_PRESETS
-from training.corpus.score import STEPS, Score, bpm_in, compose, hit_at, step_frames
+from training.corpus.score import STEPS, Score, compose, hit_at, step_frames
 
 _CELLS = {
     (0, 4, 6, 8, 12): "melody", (0, 2, 4, 8, 14): "melody", (0, 4, 6, 10, 12): "riff", (0, 6, 8, 14): "riff",
@@ -48,7 +48,7 @@ def _tempo(name: str, mode: str, bpm: float) -> float:
     """Odds of the mode and of a tempo this near, over the genre's moods."""
     genre, total = GENRES[name], 0.0
     for mood in genre.moods:
-        modes, (low, high) = modes_in(name, mood), bpm_in(genre, mood)
+        modes, (low, high) = modes_in(name, mood), bpm_in(name, mood)
         near = 0.8 * (low - 2 <= bpm <= high + 2) / (high - low) + 0.2 / 116
         total += modes.count(mode) / len(modes) * near / len(genre.moods)
     return total

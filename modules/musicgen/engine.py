@@ -136,8 +136,8 @@ class ModelFacts:
     """The model has a condition for a melody."""
     follow: Callable[[Clip], Steering] | None = field(default=None, compare=False)
     """What steers the sampling of a model without one, when its codes say which notes they are."""
-    begin: Callable[[str], Steering | None] | None = field(default=None, compare=False)
-    """What steers music that goes on from nothing and follows nothing, by the text."""
+    guide: Callable[[str, Codes], Steering | None] | None = field(default=None, compare=False)
+    """What steers music that follows no melody, by the text and the context's codes int64 [K, T], T = 0 for none."""
     complete: Callable[[str, Codes, Steering | None], str] | None = field(default=None, compare=False)
     """The prompt with what it leaves open and the model needs, by the context's codes int64 [K, T] or the steering."""
 
@@ -222,15 +222,17 @@ def plan(spec: GenerationSpec, facts: ModelFacts, prompt: Codes) -> list[Window]
     )
 
 
-def steering(spec: GenerationSpec, facts: ModelFacts) -> Steering | None:
+def steering(spec: GenerationSpec, facts: ModelFacts, prompt: Codes) -> Steering | None:
     """What steers a generation; None where nothing does.
 
+    Args:
+        prompt: int64 [K, T], the context.
     Raises:
         InvalidParameter: there is nothing to follow in the melody.
     """
     if spec.melody is not None:
         return facts.follow(spec.melody) if facts.follow and not facts.melody else None
-    return facts.begin(spec.prompt) if facts.begin and spec.prompt_codes is None else None
+    return facts.guide(spec.prompt, prompt) if facts.guide else None
 
 
 def completed(spec: GenerationSpec, facts: ModelFacts, prompt: Codes, steered: Steering | None) -> GenerationSpec:

@@ -62,7 +62,7 @@ class LoopEngine:
         prompt = check(spec, self.facts)
         _check_rule(spec)
         planned = plan(spec, self.facts, prompt)
-        led = _Led(self._conditioner.melody(spec), steering(spec, self.facts))
+        led = _Led(self._conditioner.melody(spec), steering(spec, self.facts, prompt))
         spec = completed(spec, self.facts, prompt, led.steering)
         groups = self._groups(spec, max(window.length for window in planned)) if planned else []
         meter = _Meter(sink, len(groups) * sum(self._steps(window) for window in planned))

@@ -382,7 +382,7 @@ class ModelManager:
             codebooks=int(compression.num_codebooks), cardinality=int(compression.cardinality),
             max_window_s=float(lm.cfg.dataset.segment_duration),
             melody="self_wav" in lm.condition_provider.conditioners,
-            follow=follower, begin=follower.begin if follower else None,
+            follow=follower.follow if follower else None, guide=follower.guide if follower else None,
             complete=follower.complete if follower else None,
         )  # fmt: skip
         engine = self._engine(entry, folder, lm, facts, progress)

@@ -1,4 +1,4 @@
-"""Sixteen genres as tables: tempo, kit, drum rows, figures of bass and chords, instruments, moods."""
+"""Sixteen genres as tables: kit, drum rows, figures of bass and chords, instruments, moods."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ Rows = dict[str, str]
 
 @dataclass(frozen=True)
 class Genre:
-    bpm: tuple[int, int]
     kits: tuple[str, ...]
     drums: tuple[Rows, ...]  # rows of 16 steps by sound; x hits, . rests
     basses: tuple[str, ...]
@@ -49,12 +48,10 @@ class Genre:
     leads: tuple[str, ...]
     lead_style: str  # "melody", "arpeggio", "riff", "sparse"
     moods: tuple[str, ...]
-    swing: bool = False
 
 
 GENRES: dict[str, Genre] = {
     "techno": Genre(
-        (122, 145),
         ("drum machine",),
         (
             {"k": "x...x...x...x...", "h": "..x...x...x...x."},
@@ -69,7 +66,6 @@ GENRES: dict[str, Genre] = {
         ("dark", "energetic", "aggressive"),
     ),
     "house": Genre(
-        (116, 128),
         ("drum machine",),
         (
             {"k": "x...x...x...x...", "o": "..x...x...x...x.", "r": "....x.......x..."},
@@ -84,7 +80,6 @@ GENRES: dict[str, Genre] = {
         ("groovy", "happy", "energetic"),
     ),
     "trance": Genre(
-        (132, 145),
         ("drum machine",),
         (
             {"k": "x...x...x...x...", "o": "..x...x...x...x."},
@@ -99,7 +94,6 @@ GENRES: dict[str, Genre] = {
         ("epic", "dreamy", "energetic"),
     ),
     "drum and bass": Genre(
-        (160, 176),
         ("acoustic kit", "drum machine"),
         (
             {"k": "x.........x.....", "s": "....x.......x...", "h": "..x...x.x.....x."},
@@ -114,7 +108,6 @@ GENRES: dict[str, Genre] = {
         ("dark", "energetic", "aggressive"),
     ),
     "lo-fi hip hop": Genre(
-        (68, 92),
         ("lo-fi kit",),
         (
             {"k": "x.....x.x.......", "s": "....x.......x...", "h": "x.x.x.x.x.x.x.x."},
@@ -127,10 +120,8 @@ GENRES: dict[str, Genre] = {
         ("flute", "bells", "saxophone"),
         "sparse",
         ("relaxed", "nostalgic", "calm", "sad"),
-        swing=True,
     ),
     "trap": Genre(
-        (128, 150),
         ("808 kit",),
         (
             {"k": "x.....x...x.....", "r": "........x.......", "h": "x.x.x.x.x.x.x.xx"},
@@ -145,7 +136,6 @@ GENRES: dict[str, Genre] = {
         ("dark", "aggressive"),
     ),
     "ambient": Genre(
-        (60, 80),
         (),
         (),
         ("sub bass",),
@@ -157,7 +147,6 @@ GENRES: dict[str, Genre] = {
         ("calm", "dreamy", "relaxed"),
     ),
     "rock": Genre(
-        (100, 145),
         ("acoustic kit",),
         (
             {"k": "x.....x.x.......", "s": "....x.......x...", "h": "x.x.x.x.x.x.x.x."},
@@ -172,7 +161,6 @@ GENRES: dict[str, Genre] = {
         ("energetic", "aggressive", "epic"),
     ),
     "jazz": Genre(
-        (96, 150),
         ("brush kit",),
         (
             {"r": "x...x.x.x...x.x.", "k": "x...............", "s": "............x..."},
@@ -185,10 +173,8 @@ GENRES: dict[str, Genre] = {
         ("saxophone", "trumpet", "piano"),
         "melody",
         ("relaxed", "romantic", "groovy"),
-        swing=True,
     ),
     "funk": Genre(
-        (96, 116),
         ("acoustic kit",),
         (
             {"k": "x..x..x...x.....", "s": "....x.......x...", "h": "xxxxxxxxxxxxxxxx"},
@@ -203,7 +189,6 @@ GENRES: dict[str, Genre] = {
         ("groovy", "happy", "energetic"),
     ),
     "reggae": Genre(
-        (66, 86),
         ("acoustic kit",),
         (
             {"k": "........x.......", "r": "........x.......", "h": "x.x.x.x.x.x.x.x."},
@@ -218,7 +203,6 @@ GENRES: dict[str, Genre] = {
         ("happy", "relaxed"),
     ),
     "chiptune": Genre(
-        (120, 165),
         ("8-bit kit",),
         (
             {"k": "x...x...x...x...", "s": "....x.......x...", "h": "..x...x...x...x."},
@@ -233,7 +217,6 @@ GENRES: dict[str, Genre] = {
         ("happy", "energetic", "nostalgic"),
     ),
     "classical": Genre(
-        (66, 120),
         (),
         (),
         (),
@@ -245,7 +228,6 @@ GENRES: dict[str, Genre] = {
         ("romantic", "sad", "calm", "epic"),
     ),
     "synthwave": Genre(
-        (84, 112),
         ("drum machine",),
         (
             {"k": "x...x...x...x...", "s": "....x.......x...", "h": "..x...x...x...x."},
@@ -260,7 +242,6 @@ GENRES: dict[str, Genre] = {
         ("nostalgic", "dreamy", "energetic"),
     ),
     "bossa nova": Genre(
-        (116, 138),
         ("brush kit",),
         ({"k": "x.....x.x.....x.", "h": "x.x.x.x.x.x.x.x."}, {"r": "x..x..x...x..x..", "k": "x.....x.x.....x."}),
         ("upright bass",),
@@ -272,7 +253,6 @@ GENRES: dict[str, Genre] = {
         ("relaxed", "romantic", "happy"),
     ),
     "disco": Genre(
-        (112, 126),
         ("acoustic kit",),
         (
             {"k": "x...x...x...x...", "s": "....x.......x...", "o": "..x...x...x...x."},

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from modules.musicgen.tiny.words import modes_in
+from modules.musicgen.tiny.arrangement import QUARTER_FRAMES, SLOWEST_SWING, SWUNG, Beat
+from modules.musicgen.tiny.words import bpm_in, modes_in
 from training.corpus.genres import BASS_FIGURES, CHORD_FIGURES, GENRES, PROGRESSIONS, SCALES, Genre
 from training.corpus.instruments import HITS, MAX_TICK_FRAMES
 
-QUARTER_FRAMES = (17, 50)  # 176.5 to 60 bpm
 STEPS = 16  # in a bar
 BASS_LOW, LEAD_LOW, LEAD_HIGH = 28, 60, 83
 LAYERS = ("drums", "bass", "chords", "lead")
@@ -78,33 +78,17 @@ def held_out(genre: str, chord: str, lead: str) -> bool:
 
 def step_frames(quarter: int, *, swing: bool) -> np.ndarray:
     """Start of each of a bar's 16 steps, and its end: int [17]."""
-    steps = np.arange(STEPS + 1)
-    at = steps / 4 * quarter
-    if swing:  # the second eighth of a beat comes late
-        at = at + np.where(
-            steps % 4 == 2,
-            quarter / 6,
-            np.where(steps % 4 == 3, quarter / 12, np.where(steps % 4 == 1, quarter / 12, 0)),
-        )
-    return np.round(at + 1e-6).astype(int)
+    grid = Beat(quarter, swing).grid
+    return np.array([beat * quarter + place for beat in range(STEPS // 4) for place in grid] + [STEPS // 4 * quarter])
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def bpm_in(genre: Genre, mood: str) -> tuple[float, float]:
-    """The tempi that a genre has in a mood: its slower half where that is calm, its faster half where it is lively."""
-    low, high = float(genre.bpm[0]), float(genre.bpm[1])
-    middle = (low + high) / 2
-    if mood in {"calm", "sad", "relaxed"}:
-        return low, middle
-    return (middle, high) if mood in {"energetic", "aggressive"} else (low, high)
-
-
 def _plan(rng: np.random.Generator, name: str, genre: Genre, *, training: bool) -> Score:
     mood = _pick(rng, genre.moods)
-    modes, (low, high) = modes_in(name, mood), bpm_in(genre, mood)
+    modes, (low, high) = modes_in(name, mood), bpm_in(name, mood)
     if rng.random() < 0.2:  # a person may ask for any tempo
         low, high = 60, 176
     while True:
@@ -253,7 +237,7 @@ def compose(seed: int, seconds: float, *, training: bool = True, genre: str | No
     table = GENRES[name]
     score = _plan(rng, name, table, training=training)
     _choose_layers(rng, score)
-    at = step_frames(score.quarter, swing=table.swing and score.quarter <= 48)
+    at = step_frames(score.quarter, swing=name in SWUNG and score.quarter <= SLOWEST_SWING)
     bars = max(2, int(np.ceil(seconds * 50 / at[STEPS])))
     score.frames = int(bars * at[STEPS])
     progression = PROGRESSIONS[score.mode][int(rng.integers(len(PROGRESSIONS[score.mode])))]

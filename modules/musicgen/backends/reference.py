@@ -58,7 +58,7 @@ class ReferenceEngine:
         prompt = check(spec, self.facts)
         planned = plan(spec, self.facts, prompt)
         meter = _Meter(sink, len(spec.seeds) * sum(self._steps(window) for window in planned))
-        melody, steered = melody_wave(spec, self.facts, self._device), steering(spec, self.facts)
+        melody, steered = melody_wave(spec, self.facts, self._device), steering(spec, self.facts, prompt)
         spec = completed(spec, self.facts, prompt, steered)
         takes = []
         for seed in spec.seeds:

@@ -18,9 +18,9 @@ from audiocraft.quantization.base import QuantizedResult
 from torch import Tensor
 from torch.nn import functional
 
-from modules.musicgen.tiny.steering import Codebook, Follower
+from modules.musicgen.tiny.follower import Follower
+from modules.musicgen.tiny.steering import SILENCE, Codebook
 
-SILENCE = 0
 PULSE_SOUND = 200  # sounds of the first codebook from here on are silent ticks
 _LONG, _SHORT = 4096, 1280  # analysis windows of the encoder, samples: pitch and time
 _OWN = 0.3  # a share of the waveform missed by the codewords, below which the sound is the codec's own
@@ -177,7 +177,7 @@ class LayeredCodec(CompressionModel):
         return torch.stack([self._encode_one(row, frames) for row in mono]), None
 
     def follower(self) -> Follower:
-        """What steers the sampling by a melody."""
+        """What leads the model besides its text."""
         classes, begins, following = (t.to("cpu").numpy() for t in (self.classes, self.onset, self.following))
         begins = begins | (np.arange(self.cardinality) == SILENCE)
         sounding = ((classes[..., None] >> np.arange(12)) & 1).astype(bool)

@@ -11,12 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from modules.audio import Clip
-from modules.contract import InvalidParameter
-from modules.musicgen.engine import Codes, Course, Floats, Steering
-from modules.musicgen.melody import Melody, hear
-from modules.musicgen.tiny.tonality import with_key
-from modules.musicgen.tiny.words import INSTRUMENTS, KITS, understand
+from modules.musicgen.engine import Codes, Course, Floats
+from modules.musicgen.melody import Melody
 
 DRUMS, BASS, CHORDS, LEAD = range(4)
 SILENCE = 0
@@ -32,16 +28,6 @@ EARLY = 2
 """Frames by which a note may begin before the melody's does: the music's own beat decides."""
 ENTRY_STRENGTH = 30.0
 """Taken from a code that would go on with a sound that has not begun."""
-BEGIN_STRENGTH = 20.0
-"""Taken from the logits of silence in the first frame of a solo."""
-ALONE_STRENGTH = 32.0
-"""Taken from the codes of a layer that a prompt leaves out by asking for others alone."""
-FIRST_CHORDS, FIRST_LEAD = 7, 17
-"""Places in INSTRUMENTS: the basses come first, then what plays chords, then what leads."""
-IN_BOTH = ("piano", "acoustic guitar", "distorted guitar")
-"""Play chords, and lead too."""
-LEAST_S = 0.3
-"""Of a melody; less is none."""
 
 
 @dataclass(frozen=True)
@@ -119,75 +105,3 @@ class MelodySteering:
         fit = self._melody.harmony[at] @ (notes / np.maximum(notes.sum(1, keepdims=True), 1)).T
         middle = fit[:, playing].mean(1, keepdims=True)
         return np.asarray(np.where(playing, fit - middle, 0), np.float32)
-
-
-class Alone:
-    """Keeps to the layers of what a prompt asks for alone, and lets a solo begin with its first frame: one that has not
-    begun after a second never would, because the model knows no music that is silent so long. See engine.Steering."""
-
-    def __init__(self, codes: Codebook, layers: tuple[int, ...], *, solo: bool) -> None:
-        books, card = codes.begins.shape
-        self._layers, self._solo = layers, solo
-        self.course = Course(np.zeros((books, card + 1), np.int64), np.zeros((books, card + 1), np.float32))
-        self.sounding = np.zeros(12, np.float32)
-
-    def bias(self, start: int, stop: int) -> Floats:
-        books, card = self.course.held.shape
-        out = np.zeros((stop - start, books, card - 1), np.float32)
-        for layer in {BASS, CHORDS, LEAD} - set(self._layers):
-            out[:, layer] = -ALONE_STRENGTH
-            out[:, layer, SILENCE] = 0
-        if self._solo and start <= 0 < stop:
-            out[-start, self._layers[0], SILENCE] = -BEGIN_STRENGTH
-        return out
-
-
-def layers_of(part: str) -> tuple[int, ...]:
-    """The layers that play a part of the words' tables, the usual one first; none for drums."""
-    names = {"bass": (BASS,), "chords": (CHORDS,), "melody": (LEAD,), "drums": (), **dict.fromkeys(KITS, ())}
-    place = list(INSTRUMENTS).index(part) if part in INSTRUMENTS else -1
-    if place < 0:
-        return names[part]
-    if place >= FIRST_LEAD:
-        return (LEAD,)
-    return (BASS,) if place < FIRST_CHORDS else (CHORDS, LEAD) if part in IN_BOTH else (CHORDS,)
-
-
-class Follower:
-    """Knows which notes the codes are: makes a clip's steering, and gives a prompt the key of what it goes on from."""
-
-    def __init__(self, codes: Codebook, frame_rate_hz: float) -> None:
-        self._codes, self._frame_rate_hz = codes, frame_rate_hz
-
-    @property
-    def classes(self) -> npt.NDArray[np.bool_]:
-        """The pitch classes each code sounds, bool [K, card, 12]."""
-        return self._codes.classes
-
-    def begin(self, prompt: str) -> Alone | None:
-        """See ModelFacts.begin: for a prompt that asks for some parts alone, drums not among them."""
-        said = understand(prompt)
-        alone = said.parts("only")
-        if not alone or () in map(layers_of, alone):
-            return None
-        # "A guitar solo with drums and bass" has a bass.
-        asked = (*alone, *said.parts("with"))
-        layers = dict.fromkeys(layer for part in asked for layer in layers_of(part))
-        return Alone(self._codes, tuple(layers), solo=len(asked) == 1)
-
-    def complete(self, prompt: str, context: Codes, steered: Steering | None) -> str:
-        """See ModelFacts.complete: the key, where the prompt names none."""
-        if steered is not None:
-            return with_key(prompt, steered.sounding)
-        notes = sum(self._codes.classes[layer][context[layer]].sum(0) for layer in (BASS, CHORDS, LEAD))
-        return with_key(prompt, np.asarray(notes, np.float32))
-
-    def __call__(self, clip: Clip) -> MelodySteering:
-        """Raises InvalidParameter: no melody is heard in the clip."""
-        melody = hear(clip, self._frame_rate_hz)
-        if (melody.notes >= 0).sum() < LEAST_S * self._frame_rate_hz:
-            raise InvalidParameter(
-                "audio_prompt: no melody is heard in this clip, it is silent, noise or drums alone; choose another",
-                field="audio_prompt",
-            )
-        return MelodySteering(melody, self._codes)

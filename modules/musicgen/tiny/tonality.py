@@ -1,7 +1,7 @@
-"""The key of a piece that is asked for without one.
+"""The key and the tempo of a piece that is asked for without.
 
-The embedded model keeps to a key that its prompt names and wanders without one, from bar to bar and from window to
-window. So a prompt that leaves the key open is given one: of the music it goes on from or whose melody it follows, else
+The embedded model keeps to what its prompt names and wanders without, from bar to bar and from window to window. So a
+prompt that leaves the key or the tempo open is given one: of the music it goes on from or whose melody it follows, else
 one of its own, the same for the same words in every seed and length, so that takes and continuations agree.
 """
 
@@ -12,7 +12,16 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from modules.musicgen.tiny.words import KITS, MODES, NOTE_NAMES, Understanding, modes_in, understand
+from modules.musicgen.tiny.words import (
+    KITS,
+    MODES,
+    NOTE_NAMES,
+    SPEED_BPM,
+    Understanding,
+    bpm_in,
+    modes_in,
+    understand,
+)
 
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 HOME = 0.2
@@ -26,18 +35,13 @@ def with_key(prompt: str, sounding: npt.NDArray[np.float32]) -> str:
         sounding: [12], how much each pitch class sounds in what the music goes on from; zeros where nothing does.
     """
     said = understand(prompt)
-    if _named(said, "root") or _drums_alone(said):
+    if said.first("root") or _drums_alone(said):
         return prompt
-    mode = _named(said, "mode")
-    modes = [mode] if mode else modes_in(_named(said, "genre"), _named(said, "mood"))
+    mode = said.first("mode")
+    modes = [mode] if mode else modes_in(said.first("genre"), said.first("mood"))
     root, mode = _heard(sounding, modes) if sounding.sum() > 0 else _own(said, modes)
     key = f"{NOTE_NAMES[root]} {mode}"
     return f"{key}, {prompt}" if prompt.strip() else key
-
-
-def _named(said: Understanding, what: str) -> str:
-    """The first of such attributes, "" where the prompt has none."""
-    return next((name.partition(":")[2] for name in said.attributes if name.startswith(f"{what}:")), "")
 
 
 def _drums_alone(said: Understanding) -> bool:
@@ -45,10 +49,38 @@ def _drums_alone(said: Understanding) -> bool:
     return bool(only) and {*only} <= {"drums", *KITS}
 
 
-def _own(said: Understanding, modes: list[str]) -> tuple[int, str]:
-    """A root and a mode drawn by what the prompt says, in whatever language."""
+def with_tempo(prompt: str, heard_bpm: float | None, *, beginning: bool) -> str:
+    """The prompt, and before it the tempo that it leaves open.
+
+    Args:
+        heard_bpm: of what the music goes on from; None where none is heard.
+        beginning: the music goes on from nothing, so that it needs a tempo of its own.
+    """
+    said = understand(prompt)
+    if said.tempo_bpm is not None or (heard_bpm is None and not beginning):
+        return prompt
+    bpm = heard_bpm if heard_bpm is not None else _own_bpm(said)
+    return f"{bpm:.0f} bpm, {prompt}" if prompt.strip() else f"{bpm:.0f} bpm"
+
+
+def _own_bpm(said: Understanding) -> float:
+    low, high = bpm_in(said.first("genre"), said.first("mood"))
+    if speed := said.first("speed"):
+        # The part of the genre's tempi that is as fast as asked, else any that is.
+        slowest, fastest = SPEED_BPM[speed]
+        both = max(low, slowest), min(high, fastest)
+        low, high = both if both[0] <= both[1] else (slowest, fastest)
+    return low + _drawn(said) / 2**32 * (high - low)
+
+
+def _drawn(said: Understanding) -> int:
+    """32 bits drawn by what the prompt says, in whatever language."""
     words = "/".join((*said.attributes, f"{said.tempo_bpm:g}" if said.tempo_bpm else ""))
-    drawn = int.from_bytes(hashlib.blake2b(words.encode(), digest_size=4).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=4).digest(), "big")
+
+
+def _own(said: Understanding, modes: list[str]) -> tuple[int, str]:
+    drawn = _drawn(said)
     return drawn % 12, modes[drawn // 12 % len(modes)]
 
 

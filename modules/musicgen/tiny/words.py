@@ -68,6 +68,26 @@ GENRE_MODES: dict[str, tuple[str, ...]] = {
     "bossa nova": ("major", "dorian"),
     "disco": ("minor", "dorian", "major"),
 }
+GENRE_BPM: dict[str, tuple[int, int]] = {
+    "techno": (122, 145),
+    "house": (116, 128),
+    "trance": (132, 145),
+    "drum and bass": (160, 176),
+    "lo-fi hip hop": (68, 92),
+    "trap": (128, 150),
+    "ambient": (60, 80),
+    "rock": (100, 145),
+    "jazz": (96, 150),
+    "funk": (96, 116),
+    "reggae": (66, 86),
+    "chiptune": (120, 165),
+    "classical": (66, 120),
+    "synthwave": (84, 112),
+    "bossa nova": (116, 138),
+    "disco": (112, 126),
+}
+ANY_BPM = (84, 132)  # where a prompt names no genre
+SPEED_BPM = {"slow": (60, 85), "medium": (96, 124), "fast": (136, 176)}
 MOODS: dict[str, tuple[str, str]] = {
     "dark": ("dark*|gloomy|ominous|sinister|brooding", "темн*|мрачн*|зловещ*"),
     "energetic": ("energetic|energy|upbeat|lively|driving|powerful|intense", "энергичн*|заводн*|бодр*|мощн*|драйв*"),
@@ -213,8 +233,12 @@ class Understanding:
     unknown: tuple[str, ...] = ()
 
     def parts(self, how: str) -> tuple[str, ...]:
-        """The parts that are asked for "with" others, "only" or with "no"."""
+        """The parts that are asked for "with" others, "only" or with "no"; all that is said of one kind."""
         return tuple(name.removeprefix(f"{how}:") for name in self.attributes if name.startswith(f"{how}:"))
+
+    def first(self, what: str) -> str:
+        """The first genre, mood, speed, root or mode, "" where the prompt has none."""
+        return next(iter(self.parts(what)), "")
 
 
 def modes_in(genre: str, mood: str) -> list[str]:
@@ -224,6 +248,15 @@ def modes_in(genre: str, mood: str) -> list[str]:
     if mood in {"happy", "romantic"}:
         modes = [m for m in modes if m in {"major", "mixolydian"}] or modes
     return modes
+
+
+def bpm_in(genre: str, mood: str) -> tuple[float, float]:
+    """The tempi that a genre has in a mood: its slower half where that is calm, its faster half where it is lively."""
+    low, high = GENRE_BPM.get(genre, ANY_BPM)
+    middle = (low + high) / 2
+    if mood in {"calm", "sad", "relaxed"}:
+        return low, middle
+    return (middle, high) if mood in {"energetic", "aggressive"} else (low, high)
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:
