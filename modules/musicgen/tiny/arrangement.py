@@ -8,7 +8,7 @@ chord and stays in its scale. What breaks them is taken out of the sampling; wha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,14 @@ class Beat:
         """The frames of a beat at which notes may begin: its quarters."""
         late = (0, 1 / 12, 1 / 6, 1 / 12) if self.swing else (0, 0, 0, 0)
         return tuple(round(self.quarter * (step / 4 + late[step]) + 1e-6) for step in range(4))
+
+    def same_tempo(self, other: Beat) -> bool:
+        """Nearly, half and double time counted as the same."""
+        return any(abs(self.quarter * octave / other.quarter - 1) < 0.04 for octave in (0.5, 1, 2))
+
+    def after(self, other: Beat) -> Beat:
+        """This beat, setting in where the next beat of the other would fall."""
+        return replace(self, offset=(other.offset - other.quarter) % self.quarter if other.offset else 0)
 
     def phases(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Frames since the last beat, of the new frames from `start` to `stop`."""

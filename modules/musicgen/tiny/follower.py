@@ -33,7 +33,10 @@ class Follower:
         """See ModelFacts.guide."""
         said = understand(self.complete(prompt, context, None))
         beginning = context.shape[1] == 0
-        beat = asked_beat(said) if beginning else heard_beat(self._codes, context)
+        asked, heard = asked_beat(said), heard_beat(self._codes, context)
+        beat = asked if beginning else heard
+        if heard and asked and not asked.same_tempo(heard):
+            beat = asked.after(heard)
         return Arrangement(self._codes, said, beat, beginning=beginning)
 
     def complete(self, prompt: str, context: Codes, steered: Steering | None) -> str:
