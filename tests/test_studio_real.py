@@ -15,7 +15,7 @@ from modules import audio
 from modules.audio import Samples
 from modules.contract import GenerateRequest, Job, Track
 from modules.musicgen.melody import hear
-from modules.musicgen.tiny import steering
+from modules.musicgen.tiny import follower
 from modules.musicgen.tiny.tonality import with_key
 from modules.musicgen.tiny.words import MODES, NOTE_NAMES
 from modules.settings import Settings
@@ -87,10 +87,10 @@ def test_a_piece_that_goes_on_is_given_the_key_of_what_was_there(
         asked.append((prompt, with_key(prompt, sounding), bool(sounding.any())))
         return asked[-1][1]
 
-    monkeypatch.setattr(steering, "with_key", noting)
+    monkeypatch.setattr(follower, "with_key", noting)
     [first] = tracks(studio, run(studio, "keyed", prompt="solo piano in F# minor", seed=4))
     tracks(studio, run(studio, "kept", prompt="piano", continuation={"track": first.name, "mode": "continue"}))
-    (_, named, _), (_, heard, known) = asked
+    (_, named, _), (_, heard, known) = asked[0], asked[-1]
     assert named == "solo piano in F# minor"
     assert known
     root, mode = heard.removesuffix(", piano").split()

@@ -179,8 +179,11 @@ class Arrangement:
         books, card = self._codes.begins.shape
         out = np.zeros((stop - start, books, card), np.float32)
         for layer in self._without:
-            out[:, layer] = -FIRM
-            out[:, layer, SILENCE] = 0
+            if layer == DRUMS:
+                out[:, DRUMS] = -FIRM * self._codes.kits
+            else:
+                out[:, layer] = -FIRM
+                out[:, layer, SILENCE] = 0
         if self._solo is not None and start <= 0 < stop:
             out[-start, self._solo, SILENCE] = -BEGIN_STRENGTH
         if self._beat is not None:
@@ -218,12 +221,15 @@ class Arrangement:
 
 def _left_out(said: Understanding) -> tuple[tuple[int, ...], int | None]:
     """The layers that a prompt leaves out, and the layer of a solo."""
-    without = {layer for part in said.parts("no") if part in {"bass", "chords", "melody"} for layer in layers_of(part)}
+    groups = {"drums": DRUMS, "bass": BASS, "chords": CHORDS, "melody": LEAD}
+    without = {layer for group, layer in groups.items() if group in said.parts("no")}
     solo = None
     if alone := said.parts("only"):
         # "A guitar solo with drums and bass" has a bass.
         asked = (*alone, *said.parts("with"))
         layers = [layer for part in asked for layer in layers_of(part)]
         without |= {*PITCHED} - {*layers}
+        if () not in map(layers_of, asked):
+            without.add(DRUMS)
         solo = layers[0] if len(asked) == 1 and layers else None
     return tuple(sorted(without)), solo

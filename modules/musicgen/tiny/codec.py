@@ -181,7 +181,8 @@ class LayeredCodec(CompressionModel):
         classes, begins, following = (t.to("cpu").numpy() for t in (self.classes, self.onset, self.following))
         begins = begins | (np.arange(self.cardinality) == SILENCE)
         sounding = ((classes[..., None] >> np.arange(12)) & 1).astype(bool)
-        return Follower(Codebook(sounding, begins, following.astype(np.int64)), self.frame_rate)
+        kits = ((self.sound[0] > SILENCE) & (self.sound[0] < PULSE_SOUND)).to("cpu").numpy()
+        return Follower(Codebook(sounding, begins, following.astype(np.int64), kits), self.frame_rate)
 
     # the encoder -----------------------------------------------------------------------------------------------------
 

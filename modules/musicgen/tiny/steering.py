@@ -38,11 +38,13 @@ class Codebook:
         classes: bool [K, card, 12], the pitch classes each code sounds.
         begins: bool [K, card], a sound begins with it, or silence.
         following: int64 [K, card], the code that comes next while the sound lasts.
+        kits: bool [card], codes of the first codebook that belong to a drum kit; the others tick in silence.
     """
 
     classes: npt.NDArray[np.bool_]
     begins: npt.NDArray[np.bool_]
     following: Codes
+    kits: npt.NDArray[np.bool_]
 
     def course(self) -> Course:
         """A pitched sound is entered by its attack: what is taken from the codes after it, a held one gets back."""
