@@ -25,7 +25,7 @@ HOME_STRENGTH = 24.0
 SCALE_STRENGTH = 12.0
 """The same of notes outside the key."""
 BEGIN_STRENGTH = 20.0
-"""The same of silence, in the first frame of a solo."""
+"""The same of silence, in the first frame of what has to begin."""
 FIRST_CHORDS, FIRST_LEAD = 7, 17
 """Places in INSTRUMENTS: the basses come first, then what plays chords, then what leads."""
 IN_BOTH = ("piano", "acoustic guitar", "distorted guitar")
@@ -171,7 +171,7 @@ class Arrangement:
     def __init__(self, codes: Codebook, said: Understanding, beat: Beat | None, *, beginning: bool) -> None:
         books, card = codes.begins.shape
         self._codes, self._beat, self._key, self._beginning = codes, beat, asked_key(said), beginning
-        self._without, self._solo = _left_out(said) if beginning else ((), None)
+        self._without, self._opener = _left_out(said) if beginning else ((), None)
         self.course = Course(np.zeros((books, card + 1), np.int64), np.zeros((books, card + 1), np.float32))
         self.sounding = np.zeros(12, np.float32)
 
@@ -184,8 +184,8 @@ class Arrangement:
             else:
                 out[:, layer] = -FIRM
                 out[:, layer, SILENCE] = 0
-        if self._solo is not None and start <= 0 < stop:
-            out[-start, self._solo, SILENCE] = -BEGIN_STRENGTH
+        if self._opener is not None and start <= 0 < stop:
+            out[-start, self._opener, SILENCE] = -BEGIN_STRENGTH
         if self._beat is not None:
             self._keep_time(out, self._beat, self._beat.phases(start, stop))
         if self._key is not None:
@@ -220,16 +220,14 @@ class Arrangement:
 
 
 def _left_out(said: Understanding) -> tuple[tuple[int, ...], int | None]:
-    """The layers that a prompt leaves out, and the layer of a solo."""
+    """The layers that a prompt leaves out, and the one that has to begin where no drums do: a piece that is silent for
+    a second never begins, because the model knows no such music."""
     groups = {"drums": DRUMS, "bass": BASS, "chords": CHORDS, "melody": LEAD}
     without = {layer for group, layer in groups.items() if group in said.parts("no")}
-    solo = None
-    if alone := said.parts("only"):
-        # "A guitar solo with drums and bass" has a bass.
-        asked = (*alone, *said.parts("with"))
-        layers = [layer for part in asked for layer in layers_of(part)]
-        without |= {*PITCHED} - {*layers}
-        if () not in map(layers_of, asked):
-            without.add(DRUMS)
-        solo = layers[0] if len(asked) == 1 and layers else None
-    return tuple(sorted(without)), solo
+    # "A guitar solo with drums and bass" has a bass.
+    asked = [layers_of(part) for part in (*said.parts("only"), *said.parts("with"))]
+    if said.parts("only"):
+        without |= {*PITCHED} - {layer for layers in asked for layer in layers}
+        without |= {DRUMS} if () not in asked else set()
+    openers = [layers[0] for layers in asked if layers and layers[0] not in without]
+    return tuple(sorted(without)), openers[0] if openers and DRUMS in without else None
