@@ -176,32 +176,40 @@ class Arrangement:
         self.sounding = np.zeros(12, np.float32)
 
     def bias(self, start: int, stop: int) -> Floats:
-        books, card = self._codes.begins.shape
-        out = np.zeros((stop - start, books, card), np.float32)
-        for layer in self._without:
-            if layer == DRUMS:
-                out[:, DRUMS] = -FIRM * self._codes.kits
-            else:
-                out[:, layer] = -FIRM
-                out[:, layer, SILENCE] = 0
+        anywhere, off, eighth = self._frames()
+        kinds = np.zeros(stop - start, np.int64)
+        if self._beat is not None:
+            phases = self._beat.phases(start, stop)
+            kinds[~np.isin(phases, self._beat.grid)] = 1
+            kinds[np.isin(phases, self._beat.grid[::2])] = 2
+        out = np.stack([anywhere, off, eighth])[kinds]
         if self._opener is not None and start <= 0 < stop:
             out[-start, self._opener, SILENCE] = -BEGIN_STRENGTH
-        if self._beat is not None:
-            self._keep_time(out, self._beat, self._beat.phases(start, stop))
-        if self._key is not None:
-            for layer in PITCHED:
-                out[:, layer] -= SCALE_STRENGTH * self._sounds(layer, ~self._key.scale)
-            if self._beginning:
-                self._begin_at_home(out, self._key, start)
+        if self._key is not None and self._beginning:
+            self._begin_at_home(out, self._key, start)
         return out
 
-    def _keep_time(self, out: Floats, beat: Beat, phases: npt.NDArray[np.int64]) -> None:
-        """Notes begin on the grid alone, and each eighth has a tick of the drums, be it a silent one."""
-        begins = self._codes.begins.copy()
+    def _frames(self) -> tuple[Floats, Floats, Floats]:
+        """What is taken in a frame on the grid, off it and on an eighth: float32 [K, card] each. Notes begin on the
+        grid alone, and each eighth has a tick of the drums, be it a silent one."""
+        codes = self._codes
+        on = np.zeros(codes.begins.shape, np.float32)
+        for layer in self._without:
+            if layer == DRUMS:
+                on[DRUMS] = -FIRM * codes.kits
+            else:
+                on[layer] = -FIRM
+                on[layer, SILENCE] = 0
+        if self._key is not None:
+            for layer in PITCHED:
+                on[layer] -= SCALE_STRENGTH * self._sounds(layer, ~self._key.scale)
+        begins = codes.begins.copy()
         begins[PITCHED, SILENCE] = False  # a note may end when it likes
-        out[~np.isin(phases, beat.grid)] -= FIRM * begins
+        off = on - FIRM * begins
         begins[DRUMS, SILENCE] = False
-        out[np.isin(phases, beat.grid[::2]), DRUMS] -= FIRM * ~begins[DRUMS]
+        eighth = on.copy()
+        eighth[DRUMS] -= FIRM * ~begins[DRUMS]
+        return on, off.astype(np.float32), eighth
 
     def _begin_at_home(self, out: Floats, key: Key, start: int) -> None:
         """The home chord for a bar; in its first beat the bass on the tonic and the lead in the chord."""
