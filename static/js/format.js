@@ -66,7 +66,14 @@ export function duration(language, seconds) {
 }
 
 /**
+ * The browser's own kind of a language: English may be British, with other times and dates.
  * @param {string} language
+ * @param {readonly string[]} wanted the browser's languages, the first is the dearest
+ */
+export const locale = (language, wanted) => wanted.find((tag) => tag.split('-')[0] === language) ?? language;
+
+/**
+ * @param {string} language or a locale
  * @param {number} at milliseconds since 1970
  * @param {number} now
  */

@@ -49,9 +49,11 @@ export class Words {
   /**
    * @param {string} language
    * @param {Catalogue} catalogue
+   * @param {readonly string[]} [wanted] the browser's languages
    */
-  constructor(language, catalogue) {
+  constructor(language, catalogue, wanted = []) {
     this.language = language;
+    this.locale = format.locale(language, wanted);
     this.catalogue = catalogue;
     /** @type {(key: string, params?: Params) => string} */
     this.t = (key, params = {}) => {
@@ -91,7 +93,7 @@ export class Words {
 
   /** @param {number} at */
   when(at) {
-    return format.when(this.language, at, Date.now());
+    return format.when(this.locale, at, Date.now());
   }
 
   /** @param {number} share */
@@ -112,5 +114,5 @@ export class Words {
 export async function loadWords(language) {
   const answer = await fetch(new URL(`../i18n/${language}.json`, import.meta.url));
   if (!answer.ok) throw new Error(`the words of ${language} answered ${answer.status}`);
-  return new Words(language, await answer.json());
+  return new Words(language, await answer.json(), navigator.languages);
 }

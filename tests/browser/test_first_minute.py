@@ -264,6 +264,11 @@ def test_a_preset_is_saved_found_again_and_deleted(page: Page) -> None:
     page.reload()
     page.get_by_label("Presets").select_option(label="My long one")
     expect(page.get_by_label("Duration, s, exact value")).to_have_value("42")
+    page.get_by_label("Duration, s, exact value").fill("7")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Presets")).to_have_value("")
+    page.get_by_label("Presets").select_option(label="My long one")
+    expect(page.get_by_label("Duration, s, exact value")).to_have_value("42")
     page.get_by_role("button", name="Delete the chosen preset").click()
     expect(page.get_by_label("Presets").locator("option", has_text="My long one")).to_have_count(0)
 
@@ -276,15 +281,16 @@ def clip(tmp_path: Path) -> Path:
     return path
 
 
-def drop(page: Page, path: Path, *, lost: bool = False) -> None:
-    """Drop a file in the middle of the chat, as a file manager would; or carry it away without a word."""
+def drop(page: Page, path: Path, *, lost: bool = False, beside: tuple[str, ...] = ()) -> None:
+    """Drop a file, and others `beside` it, in the middle of the chat; or carry it away without a word."""
     data = page.evaluate_handle(
-        """(bytes) => {
+        """([bytes, beside]) => {
           const carried = new DataTransfer();
+          for (const name of beside) carried.items.add(new File(['x'], name));
           carried.items.add(new File([new Uint8Array(bytes)], 'my hum.wav', { type: 'audio/wav' }));
           return carried;
         }""",
-        list(path.read_bytes()),
+        [list(path.read_bytes()), beside],
     )
     for event in ("dragenter", "dragover") if lost else ("dragenter", "dragover", "drop"):
         page.dispatch_event("#scroll", event, {"dataTransfer": data})
@@ -294,8 +300,12 @@ def test_a_dropped_file_is_asked_about_and_can_be_continued(page: Page, site: Si
     drop(page, clip, lost=True)
     expect(page.locator(".veil")).to_be_visible()
     expect(page.locator(".veil")).to_be_hidden()
-    drop(page, clip)
+    drop(page, clip, beside=("notes.txt",))
     dialog = page.get_by_role("dialog")
+    expect(dialog.locator(".toast")).to_have_text("Only one file is taken at a time: my hum.wav.")
+    drop(page, clip)
+    expect(dialog.locator(".toast")).to_have_count(2)
+    expect(dialog).to_have_count(1)
     expect(dialog.get_by_role("button", name="An audio prompt")).to_be_disabled()
     dialog.get_by_role("button", name="A clip to continue").click()
     expect(page.locator(".chip")).to_contain_text("Continue: my hum.wav")

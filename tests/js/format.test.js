@@ -21,6 +21,16 @@ test('sizes and lengths are in the language\'s own words', () => {
   assert.equal(plain(format.duration('en', 3720)), '1 hr 2 min');
 });
 
+test('times are written as the browser\'s own kind of the language writes them', () => {
+  const at = new Date(2024, 4, 3, 17, 11).getTime();
+  const said = (/** @type {string} */ language, /** @type {string[]} */ wanted) => plain(format.when(format.locale(language, wanted), at, at));
+  assert.equal(said('en', ['de-DE', 'en-GB', 'en-US']), '17:11');
+  assert.equal(said('en', ['en-US', 'en-GB']), '5:11 PM');
+  assert.equal(said('ru', ['en-US']), '17:11');
+  assert.equal(said('en', ['de-DE']), '5:11 PM');
+  assert.match(plain(format.when(format.locale('en', ['en-GB']), at, at + 9e7)), /^3 May 2024/);
+});
+
 test('a key means the same under any alphabet', () => {
   assert.deepEqual(command({ key: 'д', code: 'KeyL' }), { name: 'loop' });
   assert.deepEqual(command({ key: 'l', code: 'KeyL' }), { name: 'loop' });

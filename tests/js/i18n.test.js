@@ -94,6 +94,16 @@ test('what a person wrote is filled in as it is, markup and braces included', ()
   assert.equal(fill('en', '{file} is here', { file: '<b>{n}</b>' }), '<b>{n}</b> is here');
 });
 
+test('a group of settings is not called what its only setting is called', () => {
+  for (const group of new Set(facts.parameters.map((/** @type {any} */ item) => item.group))) {
+    const [first, ...rest] = facts.parameters.filter((/** @type {any} */ item) => item.group === group);
+    if (rest.length > 0) continue;
+    for (const [language, catalogue] of Object.entries(catalogues)) {
+      assert.notEqual(catalogue[`settings.group.${group}`], catalogue[`param.${first.name}`], language);
+    }
+  }
+});
+
 test('the first language of the browser that we have is chosen', () => {
   assert.equal(preferred(['de-DE', 'ru-RU', 'en']), 'ru');
   assert.equal(preferred(['ja']), 'en');

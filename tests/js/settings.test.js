@@ -83,6 +83,17 @@ test('a preset keeps how it sounds and not the seed or the artist; the same name
   assert.deepEqual(settings.savePreset(two, '  ', values), two);
 });
 
+test('a preset is followed until one of its values is changed; the seed and the artist are none of them', () => {
+  const [preset] = settings.savePreset([], 'mine', settings.complete(parameters, { duration: 42, temperature: 1.2 }));
+  assert.ok(preset);
+  for (const chosen of [preset, ...settings.BUILT_IN]) {
+    const values = settings.complete(parameters, chosen.values);
+    assert.ok(settings.follows(parameters, chosen, values), chosen.name);
+    assert.ok(settings.follows(parameters, chosen, { ...values, seed: 7, artist: 'A' }), chosen.name);
+    assert.ok(!settings.follows(parameters, chosen, { ...values, temperature: 0.3 }), chosen.name);
+  }
+});
+
 test('kept presets that were tampered with are put right or left out', () => {
   const read = settings.readPresets(parameters, [null, { name: '' }, { name: 'x', values: { duration: 1e9 } }, 'y']);
   assert.deepEqual(read.map((preset) => [preset.name, preset.values.duration]), [['x', 300]]);

@@ -97,6 +97,17 @@ export function request(prompt, values, attachments, model = {}) {
 }
 
 /**
+ * Whether the values are still those that the preset set.
+ * @param {readonly Parameter[]} parameters
+ * @param {Preset} preset
+ * @param {Values} values
+ */
+export function follows(parameters, preset, values) {
+  const set = complete(parameters, preset.values, values);
+  return parameters.every(({ name }) => values[name] === set[name]);
+}
+
+/**
  * @param {readonly Parameter[]} parameters
  * @param {unknown} raw what localStorage gave
  * @returns {Preset[]}

@@ -6,6 +6,9 @@ import { Disposer, el, icon } from '../ui/dom.js';
 const DRAG_OVER_MS = 800;
 const AUDIO_NAME = /\.(wav|flac|mp3|ogg|oga|opus|m4a|aac|webm|aif|aiff)$/i;
 
+/** @param {File} file */
+const isAudio = (file) => file.type.startsWith('audio/') || file.type === 'video/webm' || AUDIO_NAME.test(file.name);
+
 /**
  * @param {Document} page
  * @param {import('../app.js').App} app
@@ -39,10 +42,18 @@ export function mountDrop(page, { words, dialogs, tell }) {
     // Otherwise the browser would leave the page for the file.
     event.preventDefault();
     hide();
-    const [file] = event.dataTransfer?.files ?? [];
-    if (!file) return;
-    if (file.type.startsWith('audio/') || file.type === 'video/webm' || AUDIO_NAME.test(file.name)) dialogs.dropped(file);
-    else tell(t('drop.notAudio', { file: file.name }), { error: true });
+    if (page.querySelector('dialog[open]')) {
+      tell(t('drop.dialogOpen'));
+      return;
+    }
+    const all = [...(event.dataTransfer?.files ?? [])];
+    const [first] = all;
+    if (!first) return;
+    const file = all.find(isAudio);
+    if (file) dialogs.dropped(file);
+    else tell(t('drop.notAudio', { file: first.name }), { error: true });
+    // After the question has opened, so that it is said in it.
+    if (file && all.length > 1) tell(t('drop.several', { file: file.name }));
   }, { signal });
   return () => view.dispose();
 }

@@ -354,13 +354,18 @@ function baseFields({ store, words }, base) {
 function presetRow(app, view) {
   const { store, words, facts } = app;
   const { t } = words;
-  let chosen = '';
+  /** @type {model.Preset | null} */
+  let chosen = null;
   const take = (/** @type {string} */ value) => {
     const [kind, index] = value.split(':');
-    const preset = (kind === 'own' ? store.state.presets : model.BUILT_IN)[Number(index)];
-    if (preset) store.dispatch({ type: 'values', values: model.complete(facts.parameters, preset.values, store.state.values) });
+    chosen = (kind === 'own' ? store.state.presets : model.BUILT_IN)[Number(index)] ?? null;
     remove.disabled = kind !== 'own';
-    chosen = kind === 'own' ? (preset?.name ?? '') : '';
+    if (chosen) store.dispatch({ type: 'values', values: model.complete(facts.parameters, chosen.values, store.state.values) });
+  };
+  const forget = () => {
+    list.value = '';
+    chosen = null;
+    remove.disabled = true;
   };
   const list = select([], '', take, { 'aria-label': t('preset.title') });
   const remove = button({
@@ -369,7 +374,7 @@ function presetRow(app, view) {
     iconOnly: true,
     kind: 'quiet',
     press: () => {
-      store.dispatch({ type: 'presets', presets: store.state.presets.filter((preset) => preset.name !== chosen) });
+      store.dispatch({ type: 'presets', presets: store.state.presets.filter((preset) => preset !== chosen) });
       list.focus();
     },
   });
@@ -377,10 +382,13 @@ function presetRow(app, view) {
     const own = store.state.presets.map((preset, index) => ({ value: `own:${index}`, label: preset.name }));
     const built = model.BUILT_IN.map((preset, index) => ({ value: `built:${index}`, label: t(preset.name) }));
     offer(list, [{ value: '', label: t('preset.choose') }, ...built, ...own]);
-    chosen = '';
-    remove.disabled = true;
+    forget();
   };
   show();
+  // A list that still named the preset would not take it again: the browser tells of another choice only.
+  view.add(store.watch((state) => state.values, (values) => {
+    if (chosen && !model.follows(facts.parameters, chosen, values)) forget();
+  }));
   view.add(store.watch((state) => state.presets, show));
   return el(
     'div',
