@@ -65,6 +65,11 @@ def local(file: HubFile) -> Path | None:
     return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 
 
+def folder_name(repo: str) -> str:
+    """What the cache calls the folder of a model's repository."""
+    return "models--" + repo.replace("/", "--")
+
+
 def missing(files: Sequence[HubFile]) -> list[HubFile]:
     """Those of `files` that are not in the cache."""
     return [file for file in files if local(file) is None]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.contract import Cancelled, Decoder, InvalidParameter, ModelBroken, ModelMissing, OutOfMemory
+from modules.hub import folder_name
 from modules.musicgen import compat, memory
 from modules.musicgen.catalog import DIFFUSION, Catalog
 from modules.musicgen.engine import Codes
@@ -315,6 +316,7 @@ def test_a_spoilt_or_hostile_file_is_refused_and_executes_nothing(
     with pytest.raises(ModelBroken) as caught:
         managers().ensure("small", quiet, "diffusion")
     assert caught.value.field == "decoder"
+    assert f"delete the folder {folder_name(DIFFUSION_REPO)} in the Hugging Face cache" in caught.value.message
     assert not (tmp_path / "executed").exists()
 
 

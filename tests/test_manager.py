@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -414,11 +415,17 @@ def test_a_damaged_download_that_is_deleted_can_be_fetched_again(hub: loopback_h
     (state,) = (path for path in manager.catalog.parts("small")[0].local())
     data = state.read_bytes()
     state.resolve().write_bytes(data[: len(data) // 2])
-    with pytest.raises(ModelBroken):
+    with pytest.raises(ModelBroken) as caught:
         manager.ensure("small", Progress())
     assert manager.catalog.info("small").state == "broken"
-    state.resolve().unlink()
-    state.unlink()
+    assert manager.catalog.info("small").problem == caught.value.message
+    named = re.search(
+        r"delete the folder (\S+) in the Hugging Face cache .*fetch the model again$", caught.value.message
+    )
+    assert named
+    where = Path(manager.catalog.info("small").where)
+    assert where.name == named[1]
+    shutil.rmtree(where)
     assert manager.catalog.info("small").state == "downloadable"
     assert generate(manager.ensure("small", Progress())).shape == (1, 4, 10)
 

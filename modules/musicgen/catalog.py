@@ -365,7 +365,7 @@ def _where(entry: Entry) -> str:
         return str(entry.folder)
     from huggingface_hub import constants
 
-    return str(Path(constants.HF_HUB_CACHE) / ("models--" + (entry.repo or "").replace("/", "--")))
+    return str(Path(constants.HF_HUB_CACHE) / hub.folder_name(entry.repo or ""))
 
 
 def _safe(name: str) -> str:

@@ -15,7 +15,7 @@ import platform
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,8 +200,14 @@ class ModelManager:
             loaded = self._beside(entry, progress) if keeps else None
             loaded = loaded or self._load_what_fits(self.catalog.entry(model_id), decoder, progress)
         except ModelBroken as error:
-            self.catalog.note_problem(DIFFUSION_REPO if error.field == "decoder" else model_id, error.message)
-            raise
+            key, parts = model_id, self.catalog.parts(model_id)
+            if error.field == "decoder":
+                key, parts = DIFFUSION_REPO, [DIFFUSION]
+            elif entry.folder is not None:
+                parts = []
+            message = error.message + _what_to_do(parts)
+            self.catalog.note_problem(key, message)
+            raise ModelBroken(message, field=error.field, details=error.details) from None
         finally:
             self._loading = False
             self._on_status()
@@ -582,6 +588,15 @@ def _check_match(entry: Entry, lm: Any, compression: Any) -> None:
     codecs = f"{compression.num_codebooks} codebooks of {compression.cardinality} tokens"
     if ours != codecs:
         raise ModelBroken(f"{entry.title}: its language model has {ours}, its codec {codecs}", field="model")
+
+
+def _what_to_do(parts: Sequence[Part]) -> str:
+    """What may help when parts from the hub's cache cannot be loaded; which of them is damaged nobody knows."""
+    folders = list(dict.fromkeys(hub.folder_name(part.repo) for part in parts))
+    if not folders:
+        return ""
+    others = f" (if that does not help: {', '.join(folders[1:])})" if folders[1:] else ""
+    return f"; delete the folder {folders[0]} in the Hugging Face cache{others} and fetch the model again"
 
 
 def _snapshot(entry: Entry) -> Path:
