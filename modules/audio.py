@@ -178,6 +178,12 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.4g} minutes" if seconds >= 60 else f"{seconds:.4g} s"
 
 
+def require_splittable(channels: int, field: str | None = None) -> None:
+    """Raises UnreadableAudio when sound of so many channels cannot be split into stems."""
+    if channels > 2:
+        raise UnreadableAudio(f"the file has {channels} channels; mono and stereo can be split", field=field)
+
+
 def _check_shape(sample_rate_hz: int, channels: int) -> None:
     if not 1 <= channels <= contract.MAX_CHANNELS:
         raise UnreadableAudio(f"the file has {channels} channels; 1 to {contract.MAX_CHANNELS} can be read")

@@ -471,8 +471,7 @@ def _survey(path: Path, progress: Progress, check: Check) -> _Song:
     """Read the file once to its end: what it holds, and the statistics Demucs normalises by."""
     progress("preparing", 0, 0, None)
     probe = audio.probe(path, max_s=MAX_SPLIT_S)
-    if probe.channels > 2:
-        raise UnreadableAudio(f"the file has {probe.channels} channels; mono and stereo can be split")
+    audio.require_splittable(probe.channels)
     if probe.peak < SILENCE:
         raise UnreadableAudio("the file is silent: there is nothing to split")
     if probe.frames * probe.channels * 4 > MAX_WAV_BYTES:

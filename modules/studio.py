@@ -438,6 +438,8 @@ class Studio:
             info = self._separator(request.separator)
             field = "track" if request.track else "upload"
             self._look_up(AudioRef(track=request.track, upload=request.upload), field)
+            if request.upload:
+                audio.require_splittable(self.uploads.get(request.upload).channels, field)
             have = self.library.get(request.track).stems if request.track else {}
             self._splitter.wanted(request.stems, info, have)
             return

@@ -703,6 +703,14 @@ def test_an_upload_that_cannot_be_split_leaves_no_track_and_can_be_tried_again(p
     assert place.studio.library.count() == 1
 
 
+def test_an_upload_of_many_channels_is_refused_at_once_where_stems_are_asked_of_it(place: Workplace) -> None:
+    body = {"kind": "split", "client_id": "many", "upload": place.upload(tone(0.5, channels=4)), "stems": "all"}
+    with pytest.raises(UnreadableAudio, match="4 channels; mono and stereo can be split") as caught:
+        place.studio.submit(body)
+    assert caught.value.field == "upload"
+    assert place.studio.jobs() == []
+
+
 def test_music_stays_when_its_stems_fail(place: Workplace) -> None:
     place.separator.fails = ModelMissing("the separator is not here")
     job = place.ended(place.submit(stems="all"))
