@@ -265,7 +265,7 @@ def test_a_preset_is_saved_found_again_and_deleted(page: Page) -> None:
     page.get_by_label("Presets").select_option(label="My long one")
     expect(page.get_by_label("Duration, s, exact value")).to_have_value("42")
     page.get_by_label("Duration, s, exact value").fill("7")
-    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
     expect(page.get_by_label("Presets")).to_have_value("")
     page.get_by_label("Presets").select_option(label="My long one")
     expect(page.get_by_label("Duration, s, exact value")).to_have_value("42")
