@@ -24,6 +24,7 @@ import { readFacts, styleNonce } from './contract.js';
 import { showLibrary } from './views/library.js';
 import { showModels } from './views/models.js';
 import { toaster } from './ui/toast.js';
+import { wayBack } from './back.js';
 import * as questions from './views/questions.js';
 import { io } from '../vendor/socket.io.esm.min.js';
 
@@ -182,9 +183,11 @@ function follow(app) {
     for (const job of over) finished(app, job);
   });
   const narrow = matchMedia(NARROW);
+  const covered = () => narrow.matches && store.state.active !== null;
+  const settle = wayBack(window, covered, () => store.dispatch({ type: 'open', name: null }));
   const cover = () => {
-    const covered = narrow.matches && store.state.active !== null;
-    for (const id of ['chat', 'bar']) place(id).inert = covered;
+    for (const id of ['chat', 'bar']) place(id).inert = covered();
+    settle();
   };
   narrow.addEventListener('change', cover);
   store.watch((state) => state.active, cover);

@@ -137,7 +137,7 @@ def test_nothing_scrolls_sideways_and_every_target_is_large_enough(chromium: Bro
         context.close()
 
 
-def test_on_a_small_screen_the_card_slides_over_the_chat_and_escape_takes_it_away(
+def test_on_a_small_screen_the_card_slides_over_the_chat_and_escape_or_back_takes_it_away(
     chromium: Browser, full: Site
 ) -> None:
     context, page = fresh(chromium, full, viewport={"width": 390, "height": 844})
@@ -155,9 +155,20 @@ def test_on_a_small_screen_the_card_slides_over_the_chat_and_escape_takes_it_awa
     expect(page.locator("#prompt")).to_be_focused()
     expect(page.locator("#prompt")).to_have_value("small screen")
     page.locator(".take .link").click()
+    expect(page.locator("#card .card-title")).to_have_count(1)
+    page.go_back()
+    expect(page.locator("#card .card-title")).to_have_count(0)
+    expect(page.locator("#prompt")).to_have_value("small screen")
+    page.locator(".take .link").click()
     page.get_by_role("button", name="Rerun").last.click()
     expect(page.locator("#card .card-title")).to_have_count(0)
     expect(page.locator(".take .link")).to_have_count(2)
+    page.locator(".take .link").first.click()
+    expect(page.locator("#card .card-title")).to_have_count(1)
+    page.reload()
+    expect(page.locator(".take .link")).to_have_count(2)
+    # No way back to a card that is not there.
+    full.wait(lambda: page.evaluate("() => history.state") is None)
     context.close()
 
 
