@@ -343,6 +343,7 @@ def test_the_chat_is_one_for_every_page_of_the_browser(page: Page, context: Brow
     other.keyboard.press("Enter")
     expect(page.locator(".bubble-text")).to_have_text(["asked here", "asked there"])
     expect(page.locator(".take .link")).to_have_count(2)
+    page.bring_to_front()  # a page behind another one draws once a second, and a press waits for that
     page.locator("#more").click()
     page.get_by_role("button", name="Clear everything…").click()
     page.get_by_role("button", name="Only the chat…").click()
