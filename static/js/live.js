@@ -121,6 +121,14 @@ export class Live extends EventTarget {
     void player.load(trackSound(track, api.audioUrl(track.name)), { at: ((at % seconds) + seconds) % seconds, play: player.playing });
   }
 
+  /** Music that was made before the page saw its job run sounds now, as the track it has become. @param {Job} job */
+  catchUp(job) {
+    const track = this.store.state.tracks[job.tracks[0] ?? ''];
+    if (job.kind !== 'generate' || job.status !== 'done' || !track || this.streams.get(job.id)?.pcm) return;
+    if (!this.store.state.prefs.live || this.player.busy) return;
+    void this.player.load(trackSound(track, api.audioUrl(track.name)), { play: true });
+  }
+
   /** What is heard of a finished job goes on under its track's name. @param {Job} job */
   settle(job) {
     if (this.player.key !== `job:${job.id}`) return;

@@ -228,6 +228,7 @@ async function finished(app, job) {
   // The card must not cover the chat of a small screen, nor take the place of another track that is being heard.
   if (!matchMedia(NARROW).matches && (heard || !player.busy)) await actions.open(name);
   live.settle(job);
+  live.catchUp(job);
 }
 
 /**

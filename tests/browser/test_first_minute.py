@@ -33,6 +33,15 @@ def test_a_prompt_becomes_a_bubble_a_file_a_card_and_a_sound(page: Page, site: S
     assert len(site.studio.jobs()) == 1
 
 
+@pytest.mark.complains
+def test_music_that_was_made_before_its_stream_came_is_heard_as_the_track(page: Page) -> None:
+    page.route("**/api/jobs/*/audio", lambda route: route.abort())
+    ask(page, "quicker than the page")
+    expect(page.locator("#card .card-title")).to_have_text(FILE)
+    wait_for_sound(page)
+    expect(page.locator("#card .transport [aria-label=Pause]")).to_be_visible()
+
+
 def test_music_sounds_while_it_is_made_and_becomes_the_track_without_a_jump(page: Page, site: Site) -> None:
     site.engine.step_s = 0.006
     ask(page, "slow strings")
