@@ -163,13 +163,15 @@ class Arrangement:
     """What a prompt settles. See engine.Steering.
 
     Args:
-        said: the prompt with its key and tempo, as the model is given it.
+        text: the prompt with its key and tempo, as the model is given it.
+        said: what that says.
         beat: None where the model keeps the time by itself.
         beginning: the music goes on from nothing. Who plays and where it begins is not settled again in mid-piece.
     """
 
-    def __init__(self, codes: Codebook, said: Understanding, beat: Beat | None, *, beginning: bool) -> None:
+    def __init__(self, codes: Codebook, text: str, said: Understanding, beat: Beat | None, *, beginning: bool) -> None:
         books, card = codes.begins.shape
+        self.text = text
         self._codes, self._beat, self._key, self._beginning = codes, beat, asked_key(said), beginning
         self._without, self._opener = _left_out(said) if beginning else ((), None)
         self.course = Course(np.zeros((books, card + 1), np.int64), np.zeros((books, card + 1), np.float32))

@@ -9,7 +9,7 @@ from modules.audio import Clip
 from modules.contract import InvalidParameter
 from modules.musicgen.engine import Codes, Steering
 from modules.musicgen.melody import hear
-from modules.musicgen.tiny.arrangement import Arrangement, asked_beat, heard_beat
+from modules.musicgen.tiny.arrangement import Arrangement, Beat, asked_beat, heard_beat
 from modules.musicgen.tiny.steering import BASS, CHORDS, LEAD, Codebook, MelodySteering
 from modules.musicgen.tiny.tonality import with_key, with_tempo
 from modules.musicgen.tiny.words import understand
@@ -31,19 +31,25 @@ class Follower:
 
     def guide(self, prompt: str, context: Codes) -> Arrangement:
         """See ModelFacts.guide."""
-        said = understand(self.complete(prompt, context, None))
-        beginning = context.shape[1] == 0
-        asked, heard = asked_beat(said), heard_beat(self._codes, context)
+        heard = heard_beat(self._codes, context)
+        text = self._given(prompt, context, heard)
+        said, beginning = understand(text), context.shape[1] == 0
+        asked = asked_beat(said)
         beat = asked if beginning else heard
         if heard and asked and not asked.same_tempo(heard):
             beat = asked.after(heard)
-        return Arrangement(self._codes, said, beat, beginning=beginning)
+        return Arrangement(self._codes, text, said, beat, beginning=beginning)
 
     def complete(self, prompt: str, context: Codes, steered: Steering | None) -> str:
         """See ModelFacts.complete: the key and the tempo, where the prompt names none."""
         if isinstance(steered, MelodySteering):
             return with_key(prompt, steered.sounding)
-        beat = heard_beat(self._codes, context)
+        if isinstance(steered, Arrangement):
+            return steered.text
+        return self._given(prompt, context, heard_beat(self._codes, context))
+
+    def _given(self, prompt: str, context: Codes, beat: Beat | None) -> str:
+        """The prompt with a key and a tempo: its own, else those of the context and its beat, else drawn ones."""
         notes = sum(self._codes.classes[layer][context[layer]].sum(0) for layer in (BASS, CHORDS, LEAD))
         keyed = with_key(prompt, np.asarray(notes, np.float32))
         return with_tempo(keyed, beat.bpm if beat else None, beginning=context.shape[1] == 0)
