@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from modules.audio import Samples, to_pcm16, wav_header
 
@@ -77,8 +78,14 @@ class LiveAudio:
             log.debug("%s is still being read", self._path.name)
 
     def listen(self) -> Iterator[bytes]:
-        """A WAV header for an unknown length, then the sound from its start, until the job ends."""
-        with self._path.open("rb") as file:
+        """A WAV header for an unknown length, then the sound from its start, until the job ends.
+
+        The file is opened at once: what is discarded before the first block is asked for can still be heard.
+        """
+        return self._blocks(self._path.open("rb"))
+
+    def _blocks(self, file: BinaryIO) -> Iterator[bytes]:
+        with file:
             yield wav_header(self._rate, self._channels, None)
             read = 0
             while True:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from modules import audio, looping
 from modules.contract import (
     ERRORS,
+    FINAL_STATUSES,
     SAMPLE_RATES_HZ,
     AudioFormat,
     AudioRef,
@@ -216,19 +217,22 @@ class Studio:
         """Snapshots in order: the last `finished` ended ones, the running one, the waiting ones."""
         return self.jobs_queue.jobs(finished)
 
-    def live_audio(self, job_id: str) -> Iterator[bytes]:
+    def live_audio(self, job_id: str) -> Iterator[bytes] | None:
         """The job's audio as a WAV while it is made, from its start.
 
+        Returns:
+            None when the job has ended and its sound has given way to the next one's: what it made are tracks now.
         Raises:
             NotFound: no such job.
-            Conflict: it has no sound (yet, or any more: then it is a track).
+            Conflict: it has no sound yet.
         """
-        job = self.jobs_queue.job(job_id)
         with self._live_lock:
-            live = self._live
-        if live is None or live[0] != job_id:
-            raise Conflict(f"job {job_id} is {job.status} and has no live audio now")
-        return live[1].listen()
+            if self._live is not None and self._live[0] == job_id:
+                return self._live[1].listen()
+        job = self.jobs_queue.job(job_id)
+        if job.status in FINAL_STATUSES:
+            return None
+        raise Conflict(f"job {job_id} is {job.status} and has no sound yet")
 
     def run_once(self, body: Any, follow: Callable[[Job], None] | None = None) -> list[Track]:
         """Do one job and wait for it.

@@ -171,9 +171,11 @@ class FakeStudio:
             raise Conflict("the job is done already", field="id")
         return self.change_job(job_id, status="cancelled", phase="finished", unknown_words=["kept"] if keep else [])
 
-    def live_audio(self, job_id: str) -> Iterator[bytes]:
-        self.job(job_id)
+    def live_audio(self, job_id: str) -> Iterator[bytes] | None:
+        job = self.job(job_id)
         if job_id not in self.blocks:
+            if job.status == "done":
+                return None
             raise Conflict("the job has no sound yet", field="id")
         return iter(self.blocks[job_id])
 

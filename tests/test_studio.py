@@ -571,6 +571,12 @@ def test_what_is_kept_of_a_continuation_begins_with_the_clip(place: Workplace) -
 
 
 # ------------------------------------------------------------------------------------------------ live audio
+def listen(place: Workplace, job: Job) -> Iterator[bytes]:
+    blocks = place.studio.live_audio(job.id)
+    assert blocks is not None
+    return blocks
+
+
 def test_listeners_early_and_late_hear_the_finished_track(place: Workplace) -> None:
     gate = Gate(at=120)
     place.manager.engine.hold = gate
@@ -579,10 +585,10 @@ def test_listeners_early_and_late_hear_the_finished_track(place: Workplace) -> N
     until(lambda: place.studio.job(job.id).live)
     heard: list[bytes] = []
 
-    def listen() -> None:
-        heard.append(b"".join(place.studio.live_audio(job.id)))
+    def hear() -> None:
+        heard.append(b"".join(listen(place, job)))
 
-    early = [threading.Thread(target=listen) for _ in range(20)]
+    early = [threading.Thread(target=hear) for _ in range(20)]
     for listener in early:
         listener.start()
     time.sleep(0.05)
@@ -591,7 +597,7 @@ def test_listeners_early_and_late_hear_the_finished_track(place: Workplace) -> N
     ended = place.ended(job)
     for listener in early:
         listener.join(SOON_S)
-    listen()
+    hear()
     track = place.studio.track(str(ended.track))
     expected = samples_of(_wav(place.sound(track)))
     assert len(heard) == 21
@@ -610,7 +616,7 @@ def test_sound_can_be_heard_while_it_is_made(place: Workplace) -> None:
     job = place.submit(duration=4)
     gate.wait()
     until(lambda: place.studio.job(job.id).live)
-    stream = place.studio.live_audio(job.id)
+    stream = listen(place, job)
     header, first = next(stream), next(stream)
     assert header == audio.wav_header(SAMPLE_RATE_HZ, 1, None)
     assert len(first) // 2 >= 0.3 * SAMPLE_RATE_HZ
@@ -625,7 +631,7 @@ def test_a_listener_that_does_not_read_holds_up_nobody(place: Workplace) -> None
     job = place.submit(duration=60)
     gate.wait()
     until(lambda: place.studio.job(job.id).live)
-    sleepy = place.studio.live_audio(job.id)
+    sleepy = listen(place, job)
     next(sleepy)
     gate.go.set()
     assert place.ended(job).status == "done"
@@ -635,7 +641,7 @@ def test_a_listener_that_does_not_read_holds_up_nobody(place: Workplace) -> None
 def test_the_live_audio_of_a_continuation_begins_with_the_clip(place: Workplace) -> None:
     first = place.make(duration=3)
     job = place.ended(place.submit(duration=2, continuation={"track": first.name, "mode": "continue"}))
-    live = samples_of(b"".join(place.studio.live_audio(job.id)))
+    live = samples_of(b"".join(listen(place, job)))
     old = samples_of(_wav(place.sound(first)))
     assert np.array_equal(live[: len(old)], old)
     assert len(live) == 5 * SAMPLE_RATE_HZ
@@ -652,6 +658,14 @@ def test_a_job_without_sound_says_so(place: Workplace) -> None:
         place.studio.live_audio("nothing")
     gate.go.set()
     place.ended(job)
+
+
+def test_the_sound_of_a_job_that_ended_gives_way_to_the_next_one(place: Workplace) -> None:
+    first = place.ended(place.submit(duration=1))
+    late = listen(place, first)
+    place.ended(place.submit(duration=1))
+    assert place.studio.live_audio(first.id) is None
+    assert len(samples_of(b"".join(late))) == SAMPLE_RATE_HZ, "it was there when it was asked for"
 
 
 # ----------------------------------------------------------------------------------------------------- stems

@@ -65,7 +65,9 @@ def test_takes_are_music_and_their_json_makes_them_again(studio: Studio) -> None
 def test_an_extension_keeps_the_tracks_samples_and_is_heard_live_as_it_becomes(studio: Studio) -> None:
     [first] = tracks(studio, run(studio, "first", seed=1))
     job = run(studio, "more", continuation={"track": first.name, "mode": "continue"})
-    live = b"".join(studio.live_audio(job.id))
+    blocks = studio.live_audio(job.id)
+    assert blocks is not None
+    live = b"".join(blocks)
     [more] = tracks(studio, job)
     old, new = samples(studio, first), samples(studio, more)
     assert np.array_equal(new[:, : old.shape[1]], old)

@@ -374,6 +374,14 @@ def test_live_audio_is_chunked_and_a_job_without_sound_is_a_conflict(live: Live)
     assert answer.headers["Cache-Control"] == "no-store"
 
 
+def test_a_job_that_is_over_has_no_live_audio_and_that_is_no_failure(live: Live) -> None:
+    job = live.ask("POST", "/api/jobs", json_=JOB).json["job"]
+    live.studio.change_job(job["id"], status="done")
+    answer = live.ask("GET", f"/api/jobs/{job['id']}/audio")
+    assert (answer.status, answer.body) == (204, b"")
+    assert live.ask("HEAD", f"/api/jobs/{job['id']}/audio").status == 204
+
+
 # ----------------------------------------------------------------------------------------------- stems
 def test_stems_are_listed_sent_and_named_after_their_track(live: Live) -> None:
     live.studio.add_track("song", stems=("drums", "bass"))

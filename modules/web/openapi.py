@@ -161,7 +161,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "get", "/api/jobs/{job_id}/audio", "jobs", "The audio as it is being made, from its start (chunked)",
-        media=("audio/wav",), errors=("not_found", "conflict"),
+        media=("audio/wav",), errors=("not_found", "conflict"), more_statuses=(204,),
     ),
     Operation(
         "get", "/api/tracks", "tracks", "A page of the library",
@@ -337,6 +337,8 @@ def _success(operation: Operation) -> dict[str, Any]:
         }
         content = {"application/json": {"schema": schema}}
     found: dict[str, Any] = {str(operation.status): {"description": operation.summary, "content": content}}
+    if 204 in operation.more_statuses:
+        found["204"] = {"description": "It has ended; there is nothing more to hear here"}
     if 206 in operation.more_statuses:
         found["206"] = {"description": "The range that was asked for", "content": content}
     if 304 in operation.more_statuses:

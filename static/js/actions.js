@@ -301,6 +301,25 @@ export class Actions {
     await Promise.all(Array.from({ length: CHECKED_AT_ONCE }, next));
   }
 
+  /**
+   * A request that the server was given once and no longer knows has been interrupted. A list may be older than the
+   * answer to a request that overtook it, so only one that is asked for now can tell.
+   * @param {readonly Job[]} listed what came with the connection
+   */
+  async findLost(listed) {
+    const doubtful = chat.missing(this.state.chat, listed);
+    if (doubtful.length === 0) return;
+    let jobs;
+    try {
+      jobs = await api.jobs();
+    } catch {
+      return; // The next connection brings the next list.
+    }
+    this.store.dispatch({ type: 'jobs', jobs });
+    const missing = chat.missing(this.state.chat, jobs);
+    this.store.dispatch({ type: 'chat/lost', ids: doubtful.filter((id) => missing.includes(id)) });
+  }
+
   async refreshModels() {
     try {
       this.store.dispatch({ type: 'models', models: await api.models() });

@@ -261,7 +261,8 @@ function connect(app) {
     hello: (hello) => {
       store.dispatch({ type: 'models', models: hello.models });
       actions.chooseModel();
-      store.dispatch({ type: 'jobs', jobs: hello.jobs, complete: true });
+      store.dispatch({ type: 'jobs', jobs: hello.jobs });
+      void actions.findLost(hello.jobs);
       void actions.health();
       void actions.list().then(() => actions.checkTracks());
     },

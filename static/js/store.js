@@ -43,7 +43,7 @@ import * as library from './models/library.js';
  *   | {type: 'outdated'}
  *   | {type: 'health', health: Health}
  *   | {type: 'models', models: readonly ModelInfo[]}
- *   | {type: 'jobs', jobs: Job[], complete?: boolean}
+ *   | {type: 'jobs', jobs: Job[]}
  *   | {type: 'job', job: Job}
  *   | {type: 'library', change: LibraryChange}
  *   | {type: 'library/filters', filters: Partial<library.Filters>}
@@ -54,6 +54,7 @@ import * as library from './models/library.js';
  *   | {type: 'chat/add', entry: chat.Entry}
  *   | {type: 'chat/change', id: string, change: Partial<chat.Entry>}
  *   | {type: 'chat/import', entries: chat.Entry[]}
+ *   | {type: 'chat/lost', ids: readonly string[]}
  *   | {type: 'chat/clear'}
  *   | {type: 'open', name: string | null}
  *   | {type: 'values', values: Values}
@@ -79,7 +80,7 @@ export function reduce(state, action) {
     case 'models':
       return { ...state, models: action.models };
     case 'jobs':
-      return lostJobs(action.jobs.reduce(takeJob, state), action);
+      return action.jobs.reduce(takeJob, state);
     case 'job':
       return takeJob(state, action.job);
     case 'chat/import': {
@@ -122,7 +123,7 @@ export function reduce(state, action) {
 
 /**
  * @param {State['chat']} entries
- * @param {Extract<Action, {type: 'chat/add' | 'chat/change' | 'chat/clear'}>} action
+ * @param {Extract<Action, {type: 'chat/add' | 'chat/change' | 'chat/lost' | 'chat/clear'}>} action
  * @returns {State['chat']}
  */
 function reduceChat(entries, action) {
@@ -131,6 +132,8 @@ function reduceChat(entries, action) {
       return chat.add(entries, action.entry);
     case 'chat/change':
       return chat.change(entries, action.id, action.change);
+    case 'chat/lost':
+      return chat.interrupt(entries, action.ids);
     case 'chat/clear':
       return [];
   }
@@ -146,25 +149,6 @@ function takeJob(state, job) {
   // The snapshot that won, which is not always the one that came last.
   const entries = chat.takeJob(state.chat, known[job.id] ?? job, state.tracks);
   return known === state.jobs && entries === state.chat ? state : { ...state, jobs: known, chat: entries };
-}
-
-/**
- * After a reconnection: a request that the server was given once and no longer knows has been interrupted.
- * @param {State} state
- * @param {{jobs: Job[], complete?: boolean}} news
- * @returns {State}
- */
-function lostJobs(state, { jobs: listed, complete = false }) {
-  if (!complete) return state;
-  const known = new Set(listed.map((job) => job.client_id));
-  const open = new Set(['sent', 'queued', 'running']);
-  if (!state.chat.some((entry) => open.has(entry.state) && !known.has(entry.id))) return state;
-  return {
-    ...state,
-    chat: state.chat.map((entry) =>
-      open.has(entry.state) && !known.has(entry.id) ? { ...entry, state: 'interrupted' } : entry,
-    ),
-  };
 }
 
 /**

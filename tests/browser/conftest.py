@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 from modules.contract import DiffusionInfo, ModelInfo
 from modules.settings import ROOT, Settings
@@ -145,6 +146,32 @@ def site(tmp_path: Path) -> Iterator[Site]:
     stop()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test says what its pages showed and what its studios had done: seldom failures seldom come twice."""
+    report = yield
+    if report.failed and report.when != "setup":
+        known = getattr(item, "funcargs", {}).values()
+        contexts = {context for browser in known if isinstance(browser, Browser) for context in browser.contexts}
+        contexts |= {context for context in known if isinstance(context, BrowserContext)}
+        for page in (page for context in contexts for page in context.pages):
+            report.sections.append((f"page {page.url}", shown(page)))
+        for site in (site for site in known if isinstance(site, Site)):
+            jobs = [f"{job.id} {job.client_id} {job.status} rev {job.rev} {job.tracks}" for job in site.studio.jobs()]
+            report.sections.append((f"jobs of {site.url}", "\n".join(jobs)))
+    return report
+
+
+def shown(page: Page) -> str:
+    try:
+        said = [f"{message.type}: {message.text}" for message in page.console_messages()]
+        body = page.locator("body").inner_text(timeout=2000)
+        kept = page.evaluate("() => JSON.stringify(localStorage, null, 1)")
+    except PlaywrightError as error:
+        return f"it does not answer: {error}"
+    return "\n".join([*said, "-- text", body, "-- storage", kept[:8000]])
+
+
 def watched(context: BrowserContext) -> tuple[Page, list[str]]:
     """A page, and what its console complains of."""
     complaints: list[str] = []
@@ -178,6 +205,14 @@ def page(context: BrowserContext, site: Site, request: pytest.FixtureRequest) ->
     allowed = request.node.get_closest_marker("complains")
     if allowed is None:
         assert complaints == []
+
+
+def wait_until(page: Page, holds: Callable[[], bool], timeout_s: float = PATIENCE_MS / 1000) -> None:
+    """Wait for what the page shows a frame or two after a key."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "the page never showed it"
+        page.wait_for_timeout(50)
 
 
 def wait_for_sound(page: Page, *, louder_than: float = 0.01) -> None:

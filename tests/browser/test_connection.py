@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 
 from modules import contract
 from modules.contract import Decoder
-from tests.browser.conftest import Site, start
+from tests.browser.conftest import Site, start, wait_until, watched
 from tests.fakes import FakeLoaded
 
 
@@ -42,6 +42,42 @@ def test_a_lost_connection_is_said_quietly_and_everything_is_right_again_by_itse
         assert [job.request["prompt"] for job in two.studio.jobs()].count("while away") == 1
     finally:
         stop_two()
+
+
+def test_a_request_that_overtakes_the_list_of_the_connection_is_not_taken_for_lost(
+    chromium: Browser, site: Site
+) -> None:
+    context = chromium.new_context(locale="en-GB")
+    page, complaints = watched(context)
+    held: list[str | bytes] = []
+    free = threading.Event()
+    sockets: list[WebSocketRoute] = []
+
+    def between(socket: WebSocketRoute) -> None:
+        def forward(message: str | bytes) -> None:
+            # From the list on, nothing comes through: it was made before the request, and is late.
+            if not free.is_set() and (held or '"hello"' in str(message)):
+                held.append(message)
+            else:
+                socket.send(message)
+
+        sockets.append(socket)
+        socket.connect_to_server().on_message(forward)
+
+    page.route_web_socket("**/socket.io/**", between)
+    page.goto(site.url)
+    wait_until(page, lambda: bool(held))
+    page.fill("#prompt", "faster than the list")
+    with page.expect_response(lambda answer: answer.request.method == "POST" and answer.url.endswith("/api/jobs")):
+        page.keyboard.press("Enter")
+    expect(page.locator(".entry")).to_have_count(1)
+    free.set()
+    for message in held:
+        sockets[0].send(message)
+    expect(page.locator(".take .link")).to_have_count(1)
+    expect(page.locator(".trouble")).to_have_count(0)
+    assert complaints == []
+    context.close()
 
 
 def test_a_page_older_than_the_server_offers_to_reload(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

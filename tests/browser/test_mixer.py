@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from modules import audio, stems
 from modules.contract import Track, TrackQuery
 from modules.settings import ROOT
-from tests.browser.conftest import PATIENCE_MS, Site, wait_for_sound, watched
+from tests.browser.conftest import Site, wait_for_sound, wait_until, watched
 from tests.library_parts import WHEN, draft
 
 pytestmark = pytest.mark.browser
@@ -91,14 +89,6 @@ def slide(page: Page, label: str, value: float) -> None:
     page.get_by_label(label, exact=True).evaluate(
         "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value
     )
-
-
-def wait_until(page: Page, holds: Callable[[], bool], timeout_s: float = PATIENCE_MS / 1000) -> None:
-    """Wait for what the page shows a frame or two after a key."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "the page never showed it"
-        page.wait_for_timeout(50)
 
 
 def seconds_shown(page: Page) -> float:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from modules import audio
 from modules.contract import GenerateRequest, SeparatorInfo, TrackQuery
-from tests.browser.conftest import Site, wait_for_sound
+from tests.browser.conftest import Site, wait_for_sound, wait_until
 
 
 def make(site: Site, prompt: str, **changes: object) -> list[str]:
@@ -326,12 +326,34 @@ def test_a_clip_to_continue_can_be_picked_from_the_library(page: Page, site: Sit
 
 
 def test_what_another_page_makes_or_deletes_is_seen_here(page: Page, site: Site) -> None:
+    followed: list[str] = []
+    page.on("request", lambda request: followed.append(request.url) if "/api/jobs/" in request.url else None)
     name = make(site, "from elsewhere")[0]
     page.get_by_role("button", name="Library", exact=True).click()
     expect(page.locator(".track-row")).to_have_count(1)
     site.studio.delete(name)
     expect(page.locator(".track-row")).to_have_count(0)
     expect(page.locator(".count")).to_have_text("0 tracks")
+    assert followed == [], "sound that nobody can hear here was asked for"
+
+
+def test_sound_that_is_asked_for_after_its_job_has_given_way_is_no_complaint(page: Page, site: Site) -> None:
+    late: list[Route] = []
+
+    def hold(route: Route) -> None:
+        late.append(route)
+
+    page.route("**/api/jobs/*/audio", hold)
+    site.engine.step_s = 0.002  # slowly enough to be seen running
+    for number in (1, 2):
+        page.fill("#prompt", f"short {number}")
+        page.keyboard.press("Enter")
+        expect(page.locator(".take .link")).to_have_count(number)
+    wait_until(page, lambda: len(late) == 2)
+    with page.expect_response("**/api/jobs/*/audio") as answer:
+        late[0].continue_()
+    assert answer.value.status == 204
+    late[1].continue_()
 
 
 def test_the_chat_is_one_for_every_page_of_the_browser(page: Page, context: BrowserContext, site: Site) -> None:

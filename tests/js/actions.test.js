@@ -38,3 +38,39 @@ test('a track that went while the connection was lost leaves the card and its bu
   assert.equal(store.state.active, null);
   assert.equal(store.state.library.total, 1);
 });
+
+/** @param {string} state */
+const entry = (state) => ({ id: 'c1', state, tracks: [], removed: [], error: null });
+
+test('a request that no list of the server has is interrupted', async () => {
+  const { store, actions } = page(() => ({ jobs: [] }), { chat: [entry('running')] });
+  await actions.findLost([]);
+  assert.equal(store.state.chat[0]?.state, 'interrupted');
+});
+
+test('a request that the list of the connection is too old for goes on, and what became of it is known', async () => {
+  const job = { id: 'j1', client_id: 'c1', rev: 4, kind: 'generate', status: 'done', tracks: ['T'], unknown_words: [] };
+  const { store, actions } = page(() => ({ jobs: [job] }), { chat: [entry('queued')] });
+  /** @type {string[]} */
+  const seen = [];
+  store.watch((now) => now.chat, (now) => seen.push(now[0]?.state ?? ''));
+  await actions.findLost([]);
+  assert.deepEqual(seen, ['done']);
+});
+
+test('a request that was sent while the server was being asked is not lost, nor is any when it does not answer', async () => {
+  const late = page(() => {
+    late.store.dispatch({ type: 'chat/add', entry: /** @type {any} */ ({ ...entry('queued'), id: 'c2' }) });
+    return { jobs: [] };
+  }, { chat: [entry('running')] });
+  await late.actions.findLost([]);
+  assert.deepEqual(late.store.state.chat.map((item) => item.state), ['interrupted', 'queued']);
+  const deaf = page(() => null, { chat: [entry('running')] });
+  await deaf.actions.findLost([]);
+  assert.equal(deaf.store.state.chat[0]?.state, 'running');
+});
+
+test('the server is not asked again when its list has every request', async () => {
+  const { actions } = page(() => assert.fail('asked'), { chat: [entry('running'), { ...entry('done'), id: 'old' }] });
+  await actions.findLost([/** @type {any} */ ({ id: 'j1', client_id: 'c1' })]);
+});

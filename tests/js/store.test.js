@@ -90,15 +90,28 @@ test('a deleted track leaves the card, the list and the map, and its bubble says
   assert.deepEqual(now.chat[0]?.removed, ['T']);
 });
 
-test('a request that the server no longer knows after a reconnection is interrupted', () => {
-  let now = state({ chat: [{ ...asked(), state: 'running' }] });
-  now = reduce(now, { type: 'jobs', jobs: [], complete: true });
-  assert.equal(now.chat[0]?.state, 'interrupted');
+test('only what was going on can be lost', () => {
+  for (const [before, after] of /** @type {const} */ ([['sent', 'interrupted'], ['queued', 'interrupted'], ['running', 'interrupted'], ['sending', 'sending'], ['done', 'done']])) {
+    const now = state({ chat: [{ ...asked(), state: before }] });
+    assert.equal(reduce(now, { type: 'chat/lost', ids: ['c1'] }).chat[0]?.state, after);
+    assert.equal(reduce(now, { type: 'chat/lost', ids: ['c2'] }).chat[0]?.state, before);
+  }
 });
 
-test('a request that is just being sent is not interrupted by a hello', () => {
-  const now = state({ chat: [asked()] });
-  assert.equal(reduce(now, { type: 'jobs', jobs: [], complete: true }).chat[0]?.state, 'sending');
+test('a request that was taken for lost goes on when its job is heard of after all', () => {
+  let now = state({ chat: [{ ...asked(), state: 'sent' }] });
+  now = reduce(now, { type: 'chat/lost', ids: ['c1'] });
+  now = reduce(now, { type: 'job', job: job({ rev: 2, status: 'running' }) });
+  assert.equal(now.chat[0]?.state, 'running');
+  now = reduce(now, { type: 'job', job: job({ rev: 3, status: 'done', tracks: ['T'] }) });
+  assert.deepEqual([now.chat[0]?.state, now.chat[0]?.tracks.length], ['done', 1]);
+});
+
+test('a request that the server said was interrupted stays so', () => {
+  let now = state({ chat: [{ ...asked(), state: 'running' }] });
+  now = reduce(now, { type: 'job', job: job({ rev: 3, status: 'interrupted' }) });
+  now = reduce(now, { type: 'job', job: job({ rev: 2, status: 'running' }) });
+  assert.equal(now.chat[0]?.state, 'interrupted');
 });
 
 test('a listener is told only of its own part', () => {

@@ -178,11 +178,12 @@ function format(view, at) {
  * @param {string} url
  * @param {AbortSignal} signal
  * @param {(pcm: Pcm) => void} started called once the format is known
- * @returns {Promise<void>} when all has arrived
+ * @returns {Promise<void>} when all has arrived; at once, without `started`, when there is nothing to hear any more
  */
 export async function follow(url, signal, started) {
   const answer = await fetch(url, { signal });
-  if (!answer.ok || !answer.body) throw new Error(`live audio answered ${answer.status}`);
+  if (!answer.ok) throw new Error(`live audio answered ${answer.status}`);
+  if (!answer.body) return; // The job ended before it was asked for.
   const reader = new WavReader();
   const stream = answer.body.getReader();
   let told = false;

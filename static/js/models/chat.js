@@ -69,7 +69,9 @@ export function change(chat, id, news) {
  */
 export function takeJob(chat, job, tracks) {
   const known = chat.find((item) => item.id === job.client_id);
-  if (!known || (isFinal({ status: known.state }) && known.state !== job.status)) return chat;
+  // Interrupted may be the page's own guess; how a job ended is said by the server alone, and stays.
+  const ended = isFinal({ status: known?.state ?? '' }) && known?.state !== 'interrupted';
+  if (!known || (ended && known.state !== job.status)) return chat;
   const names = job.tracks.length > 0 ? job.tracks : job.track && job.kind === 'generate' ? [job.track] : [];
   if (known.state === job.status && names.length === known.tracks.length && known.error?.message === job.error?.message) {
     return chat;
@@ -228,14 +230,36 @@ function readError(raw) {
   return { code: text(raw.code, 60), message: text(raw.message, 1000), ...details };
 }
 
+/** The server was given it, and has not said how it ended. @param {Entry} item */
+const isGoing = (item) => ['sent', 'queued', 'running'].includes(item.state);
+
 /**
  * @param {Entry} item
  * @param {import('./jobs.js').Jobs} jobs
  * @returns {Entry} interrupted, if it was going on and no such job is known
  */
 export function settled(item, jobs) {
-  const going = ['sent', 'queued', 'running'].includes(item.state);
-  return going && !byClient(jobs, item.id) ? { ...item, state: 'interrupted' } : item;
+  return isGoing(item) && !byClient(jobs, item.id) ? { ...item, state: 'interrupted' } : item;
+}
+
+/**
+ * @param {readonly Entry[]} chat
+ * @param {readonly Job[]} listed
+ * @returns {string[]} ids of the requests that should be going on and are not in the list
+ */
+export function missing(chat, listed) {
+  const known = new Set(listed.map((job) => job.client_id));
+  return chat.filter((item) => isGoing(item) && !known.has(item.id)).map((item) => item.id);
+}
+
+/**
+ * @param {readonly Entry[]} chat
+ * @param {readonly string[]} ids requests that the server no longer knows
+ * @returns {readonly Entry[]} with those of them that were going on interrupted; the same array when none was
+ */
+export function interrupt(chat, ids) {
+  const isLost = (/** @type {Entry} */ item) => isGoing(item) && ids.includes(item.id);
+  return chat.some(isLost) ? chat.map((item) => (isLost(item) ? { ...item, state: 'interrupted' } : item)) : chat;
 }
 
 /**
