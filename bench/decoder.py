@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = {"small": (1024, 24, 16), "medium": (1536, 48, 24)}
+SHAPES = {"small": (1024, 24, 16), "medium": (1536, 48, 24), "large": (2048, 48, 32)}
 CARD, CODEBOOKS, RATE_HZ, FRAME_RATE = 2048, 4, 32_000, 50
 PRECISIONS = ("float32", "int8", "int4")
 POINTS = (25, 375, 750, 1125, 1475)
@@ -72,7 +72,9 @@ def _text_encoder(dim: int) -> Any:
         def forward(self, inputs: list[str | None]) -> Any:
             states = torch.randn(len(inputs), WORDS, 768, generator=torch.Generator().manual_seed(1))
             mask = torch.tensor([[0.0 if text is None else 1.0] * WORDS for text in inputs])
-            return self.output_proj(states) * mask[..., None], mask
+            weight = self.output_proj.weight
+            mask = mask.to(weight.device, weight.dtype)
+            return self.output_proj(states.to(mask)) * mask[..., None], mask
 
     return Text()
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from modules.contract import EngineInfo
+from modules.musicgen.backends.fused import FusedStep, fits
 from modules.musicgen.backends.interface import Cursor, Guidance
 from modules.musicgen.backends.torch_static import StaticDecoder
 from modules.musicgen.backends.weights import DecoderWeights, positions
@@ -40,7 +41,7 @@ class CudaBackend:
     def __init__(self, weights: DecoderWeights, device: str, precision: str, why: str) -> None:
         import torch
 
-        self._decoder: StaticDecoder | None = StaticDecoder(weights, device, getattr(torch, precision))
+        self._decoder: StaticDecoder | None = StaticDecoder(weights, device, getattr(torch, precision), fold=True)
         self._width = self._decoder.embedding.element_size()
         self._info = EngineInfo(backend="cuda", precision=precision, device=device, why=why)
 
@@ -102,6 +103,7 @@ class DeviceCursor:
         self._graphs: dict[int, Any] = {}
         with torch.inference_mode():
             self._passes = [self._rows(conditions) for conditions in guidance.passes]
+            self._fused = self._fuse()
 
     def advance(self, sequence: Codes, start: int, stop: int) -> None:
         import torch
@@ -139,6 +141,12 @@ class DeviceCursor:
             doubled=conditions.rows > self._guidance.takes,
         )
 
+    def _fuse(self) -> FusedStep | None:
+        rows = self._passes[0].prepend.shape[0]
+        if len(self._passes) > 1 or not fits(self._decoder, rows):
+            return None
+        return FusedStep(self._decoder, rows, self._guidance.takes)
+
     # ------------------------------------------------------------------------------------------- the context
     def _begin(self, sequence: Codes, start: int) -> None:
         """Put the sequence and the random numbers on the device and feed all but the last known position."""
@@ -170,22 +178,45 @@ class DeviceCursor:
 
     # ---------------------------------------------------------------------------------------------- a step
     def _step(self, step: int) -> None:
-        furthest = max(rows.prepend.shape[1] for rows in self._passes) + step
-        bucket = -(-furthest // BUCKET) * BUCKET
-        if self._capturing and bucket not in self._graphs:
+        while self._capturing and (bucket := self._bucket(step)) not in self._graphs:
             self._capture(bucket)
         if self._capturing:
-            self._graphs[bucket].replay()
+            self._graphs[self._bucket(step)].replay()
         else:
-            self._run(bucket)
+            self._run(self._bucket(step))
+
+    def _bucket(self, step: int) -> int:
+        """How much of the buffers a step looks at. Fused kernels see to it themselves: one graph serves for all."""
+        furthest = max(rows.prepend.shape[1] for rows in self._passes) + step
+        return 0 if self._fused else -(-furthest // BUCKET) * BUCKET
 
     def _run(self, length: int) -> None:
         """One step in tensors alone: nothing here waits for the device or depends on a number of the host's."""
         import torch
 
+        if self._fused is not None:
+            self._run_fused(self._fused, self._passes[0])
+            return
         token = self._sequence.index_select(2, self._at)
         logits = [self._logits(rows, token, min(length, rows.sine.shape[0])) for rows in self._passes]
         self._at.add_(1)
+        self._write(logits, token)
+
+    def _run_fused(self, fused: FusedStep, rows: _Rows) -> None:
+        logits = fused.logits(self._sequence, self._at, rows.where, rows.sine, rows.added, rows.kv, rows.cross)
+        rows.where.add_(1)
+        if self._bias is None and self._rule.top_p <= 0:
+            fused.draw(self._sequence, self._at, self._uniform, self._rule, self._guidance.cfg_coef)
+            self._at.add_(1)
+            return
+        token = self._sequence.index_select(2, self._at)
+        self._at.add_(1)
+        self._write([logits], token)
+
+    def _write(self, logits: list[Any], token: Any) -> None:
+        """Draw what comes after `token`, the column before the one that `at` points to now."""
+        import torch
+
         guided = self._guide(logits)
         if self._bias is not None:
             guided = self._bias.add(guided, self._at, token[..., 0])
@@ -225,9 +256,13 @@ class DeviceCursor:
             self._graphs[length] = graph
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            log.warning("this card records no graphs, each step is launched anew: %s", error)
-            self._capturing = False
+        except Exception as error:  # noqa: BLE001 - of Triton's compiler, of the C compiler behind it, of the driver
+            if self._fused is None:
+                log.warning("this card records no graphs, each step is launched anew: %s", error)
+                self._capturing = False
+            else:
+                log.warning("this card runs no fused kernels, the steps are slower: %s", error)
+                self._fused = None
         self._restore(kept)
 
     def _restore(self, kept: list[Any]) -> None:

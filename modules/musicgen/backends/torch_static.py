@@ -39,33 +39,47 @@ class StaticDecoder:
     """The transformer's arithmetic over tensors of one dtype on one device.
 
     Everything that changes from step to step comes in as a tensor, so one recorded step serves for all.
+
+    Args:
+        fold: put the gains and offsets of the norms into the weights and biases of what follows them. `sums` then holds
+            the sums of those weights by output, float32: what a mean taken off the input takes off the product.
     """
 
-    def __init__(self, weights: DecoderWeights, device: str, dtype: Any) -> None:
+    def __init__(self, weights: DecoderWeights, device: str, dtype: Any, *, fold: bool = False) -> None:
         import torch
 
         def put(array: Any) -> Any:
             return None if array is None else torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
 
-        def linear(source: Linear | None) -> Any:
-            return None if source is None else (put(source.weight), put(source.bias))
+        def linear(source: Linear | None, before: Norm | None = None) -> Any:
+            if source is None:
+                return None
+            if before is None or not fold:
+                return put(source.weight), put(source.bias)
+            offset = source.weight @ before.offset
+            weight = put(source.weight * before.gain)
+            self.sums[weight] = weight.float().sum(dim=1)
+            return weight, put(offset if source.bias is None else offset + source.bias)
 
         def norm(source: Norm | None) -> Any:
-            return None if source is None else (put(source.gain), put(source.offset))
+            if source is None:
+                return None
+            return (None, None) if fold else (put(source.gain), put(source.offset))
 
         self.shape: Shape = weights.shape
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.folded = device, dtype, fold
+        self.sums: dict[Any, Any] = {}
         self.embedding: Any = put(weights.embedding())
         self.layers = [
             _Layer(
-                norm(layer.norm_self), linear(layer.qkv), linear(layer.out), norm(layer.norm_cross),
-                linear(layer.cross_q), linear(layer.cross_kv), linear(layer.cross_out), norm(layer.norm_feed),
-                linear(layer.feed_in), linear(layer.feed_out),
+                norm(layer.norm_self), linear(layer.qkv, layer.norm_self), linear(layer.out), norm(layer.norm_cross),
+                linear(layer.cross_q, layer.norm_cross), linear(layer.cross_kv), linear(layer.cross_out),
+                norm(layer.norm_feed), linear(layer.feed_in, layer.norm_feed), linear(layer.feed_out),
             )
             for layer in weights.layers()
         ]  # fmt: skip
         out_norm, head = weights.head()
-        self.out_norm, self.head = norm(out_norm), linear(head)
+        self.out_norm, self.head = norm(out_norm), linear(head, out_norm)
 
     def cross(self, states: Any) -> list[tuple[Any, Any]]:
         """Keys and values [rows, heads, S, head_dim] of every layer's cross-attention, from [rows, S, dim]."""
