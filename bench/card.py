@@ -174,6 +174,7 @@ def run(quick: bool) -> dict[str, Any]:
     give_back()
     for name, size, takes in (("small", "small", 1), ("small, 4 takes", "small", 4), ("large", "large", 1)):
         result[name] = ours(size, takes, rounds, codec_model)
+        print(f"{name}: {result[name]['steps_per_s']:.0f} steps/s", file=sys.stderr)
         give_back()
     result["audiocraft"] = theirs(codec_model, 4.0 if quick else 10.0)
     return result
