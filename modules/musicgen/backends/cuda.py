@@ -192,7 +192,6 @@ class DeviceCursor:
 
     def _run(self, length: int) -> None:
         """One step in tensors alone: nothing here waits for the device or depends on a number of the host's."""
-
         if self._fused is not None:
             self._run_fused(self._fused, self._passes[0])
             return
