@@ -164,7 +164,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def shown(page: Page) -> str:
     try:
-        said = [f"{message.type}: {message.text}" for message in page.console_messages()]
+        said = [f"{message.type}: {message.text} ({message.location['url']})" for message in page.console_messages()]
         body = page.locator("body").inner_text(timeout=2000)
         kept = page.evaluate("() => JSON.stringify(localStorage, null, 1)")
     except PlaywrightError as error:
@@ -180,7 +180,7 @@ def watched(context: BrowserContext) -> tuple[Page, list[str]]:
 
     def note(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            complaints.append(f"{message.type}: {message.text}")
+            complaints.append(f"{message.type}: {message.text} ({message.location['url']})")
 
     page.on("console", note)
     page.on("pageerror", lambda error: complaints.append(f"error: {error}"))

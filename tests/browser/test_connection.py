@@ -64,9 +64,13 @@ def test_a_request_that_overtakes_the_list_of_the_connection_is_not_taken_for_lo
         sockets.append(socket)
         socket.connect_to_server().on_message(forward)
 
+    estimates: list[str] = []
+    page.on("request", lambda request: estimates.append(request.url) if "/api/estimate" in request.url else None)
     page.route_web_socket("**/socket.io/**", between)
     page.goto(site.url)
     wait_until(page, lambda: bool(held))
+    page.wait_for_timeout(1000)
+    assert estimates == [], "no model is known yet that could be asked about"
     page.fill("#prompt", "faster than the list")
     with page.expect_response(lambda answer: answer.request.method == "POST" and answer.url.endswith("/api/jobs")):
         page.keyboard.press("Enter")

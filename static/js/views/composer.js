@@ -195,7 +195,8 @@ function estimating(line, app, view) {
   };
   const later = () => {
     clearTimeout(timer);
-    if (offered && store.state.connection === 'online') timer = window.setTimeout(() => void ask(), ESTIMATE_AFTER_MS);
+    // Until it is known which models there are, the chosen one may not be among them.
+    if (offered && store.state.connection === 'online' && actions.model()) timer = window.setTimeout(() => void ask(), ESTIMATE_AFTER_MS);
   };
   line.hidden = true;
   view.add(store.watch((state) => state.values, later));
