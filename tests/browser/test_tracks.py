@@ -91,7 +91,8 @@ def test_a_loop_plays_round_and_round_and_its_seam_can_be_heard(page: Page, site
 
     # The player goes round by itself, until it is told not to.
     play.click()
-    page.wait_for_timeout(1000 * track.duration_s + 500)
+    laid = "() => window.__laid.reduce((seconds, [, frames, , , rate]) => seconds + frames / rate, 0)"
+    wait_until(page, lambda: page.evaluate(laid) >= track.duration_s + 0.1)
     wait_for_sound(page)
     pause.click()
     assert_without_a_gap(page, site, name, [(0.0, track.duration_s), (0.0, 0.1)])
