@@ -221,3 +221,7 @@ def wait_for_sound(page: Page, *, louder_than: float = 0.01) -> None:
     while page.evaluate("() => window.__level()") <= louder_than:
         assert time.monotonic() < deadline, "nothing was heard"
         page.wait_for_timeout(50)
+
+
+def wait_for_silence(page: Page) -> None:
+    wait_until(page, lambda: page.evaluate("() => window.__level()") < 0.001)

@@ -100,7 +100,7 @@ def test_a_double_click_and_a_hurried_enter_make_one_job(page: Page, site: Site)
 
 
 def test_while_a_job_runs_the_composer_takes_the_next_and_either_can_be_cancelled(page: Page, site: Site) -> None:
-    site.engine.step_s = 0.01
+    site.engine.step_s = 0.03
     ask(page, "first")
     expect(page.locator(".live")).to_be_visible()
     ask(page, "second")
@@ -108,7 +108,7 @@ def test_while_a_job_runs_the_composer_takes_the_next_and_either_can_be_cancelle
     expect(waiting.locator(".phase")).to_have_text("Next in line")
     waiting.get_by_role("button", name="Cancel").click()
     expect(waiting.locator(".said")).to_have_text("Cancelled")
-    page.wait_for_timeout(600)
+    site.wait(lambda: site.studio.jobs()[0].live_s > 0)
     page.locator(".entry").nth(0).get_by_role("button", name="Keep what I heard").click()
     expect(page.locator(".entry").nth(0).locator(".take .link")).to_have_text(FILE)
     expect(page.locator(".entry").nth(0).locator(".said")).to_contain_text("kept")

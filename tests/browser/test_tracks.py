@@ -11,7 +11,7 @@ from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from modules import audio
 from modules.contract import GenerateRequest, SeparatorInfo, TrackQuery
-from tests.browser.conftest import Site, wait_for_sound, wait_until
+from tests.browser.conftest import Site, wait_for_silence, wait_for_sound, wait_until
 
 
 def make(site: Site, prompt: str, **changes: object) -> list[str]:
@@ -149,8 +149,7 @@ def test_one_thing_sounds_at_a_time_and_stops_when_its_track_is_deleted(page: Pa
     dialog.get_by_role("button", name="Delete").click()
     expect(page.locator(".take.removed")).to_contain_text("deleted")
     expect(page.locator(".card-empty")).to_be_visible()
-    page.wait_for_timeout(200)
-    assert page.evaluate("() => window.__level()") < 0.001
+    wait_for_silence(page)
 
 
 def test_the_player_seeks_loops_and_keeps_its_volume(page: Page, two: tuple[str, str]) -> None:
@@ -166,8 +165,7 @@ def test_the_player_seeks_loops_and_keeps_its_volume(page: Page, two: tuple[str,
     expect(page.locator(".transport .time")).to_have_text(re.compile(r"^0:00 /"))
     wait_for_sound(page)
     page.get_by_label("Volume", exact=True).fill("0")
-    page.wait_for_timeout(250)
-    assert page.evaluate("() => window.__level()") < 0.001
+    wait_for_silence(page)
     page.reload()
     page.locator(f".take [data-track='{two[0]}']").click()
     expect(page.get_by_label("Volume", exact=True)).to_have_value("0")
