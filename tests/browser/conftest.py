@@ -1,7 +1,12 @@
-"""A real server with the real studio and Debian's Chromium; only the model and the separator are stand-ins."""
+"""A real server with the real studio and Debian's Chromium; only the model and the separator are stand-ins.
+
+With JITTER_MS=1000 in the environment every answer and every message of the server comes up to a second late, each by
+another time: what must not hang on their order is found so.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -28,6 +33,27 @@ ARGS = [
     "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required", "--mute-audio",
 ]  # fmt: skip
 
+LATE = """
+// Answers come late and overtake each other; messages come late and in order.
+((most) => {
+  const nap = () => new Promise((done) => setTimeout(done, Math.random() * most));
+  const plain = window.fetch;
+  window.fetch = async (...asked) => {
+    await nap();
+    const answer = await plain.apply(window, asked);
+    await nap();
+    return answer;
+  };
+  window.WebSocket = class extends WebSocket {
+    set onmessage(hear) {
+      let before = Promise.resolve();
+      super.onmessage = (message) => {
+        before = Promise.all([before, nap()]).then(() => hear(message));
+      };
+    }
+  };
+})(%d);
+"""
 SOUND_TAP = """
 // Everything that reaches the loudspeaker also reaches an analyser, so that a test can tell sound from silence.
 (() => {
@@ -53,6 +79,8 @@ SOUND_TAP = """
   };
 })();
 """
+if os.environ.get("JITTER_MS"):
+    SOUND_TAP += LATE % int(os.environ["JITTER_MS"])
 
 
 def pytest_configure(config: pytest.Config) -> None:
