@@ -88,7 +88,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("takes", "guided"), [(1, False), (1, True), (3, True)], ids=["1 row", "2 rows", "6 rows"])
 def test_a_step_of_the_kernels_is_a_step_of_plain_torch(on: str, dtype: str, takes: int, guided: bool) -> None:
-    step = Step(decoders.build(dim=32, layers=2, heads=2), on, dtype, takes, guided)
+    step = Step(decoders.build(dim=32, layers=2, heads=2, card=64), on, dtype, takes, guided)
     expected, found = step.expected(), step.found()
     assert np.abs(found - expected).max() < (1e-5 if dtype == "float32" else 1e-2) * np.abs(expected).max()
 
@@ -97,14 +97,14 @@ def test_a_step_of_the_kernels_is_a_step_of_plain_torch(on: str, dtype: str, tak
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kernels_run_every_kind_of_model(on: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "SPAN", 64)  # several stretches of the inputs, as a large model has
-    step = Step(decoders.build(dim=64, layers=1, heads=4, **KINDS[kind]), on, "float32", 2, True)
+    step = Step(decoders.build(dim=64, layers=1, heads=4, card=64, **KINDS[kind]), on, "float32", 2, True)
     expected = step.expected()
     assert np.abs(step.found() - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("on", DEVICES)
 def test_what_is_added_to_every_position_is_added(on: str) -> None:
-    lm = decoders.build(dim=32, layers=1, heads=2)
+    lm = decoders.build(dim=32, layers=1, heads=2, card=64)
     step = Step(lm, on, "float32", 1, True)
     without = step.found()
     step.added = torch.linspace(-2, 2, 64, device=on).reshape(2, 1, 32)
@@ -124,7 +124,10 @@ RULES = [
 def test_the_kernel_draws_what_torch_draws_and_leaves_known_tokens_alone(
     on: str, guided: bool, rule: SamplingRule
 ) -> None:
-    takes, decoder = 2, StaticDecoder(DecoderWeights(decoders.build(dim=32, layers=1, heads=2)), on, torch.float32)
+    takes, decoder = (
+        2,
+        StaticDecoder(DecoderWeights(decoders.build(dim=32, layers=1, heads=2, card=64)), on, torch.float32),
+    )
     books, card = decoder.shape.codebooks, decoder.shape.card
     step = fused.FusedStep(decoder, 2 * takes if guided else takes, takes)
     for seed in range(4):
@@ -144,10 +147,10 @@ def test_the_kernel_draws_what_torch_draws_and_leaves_known_tokens_alone(
 
 @interpreted
 def test_a_window_by_the_kernels_has_the_tokens_of_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = decoders.build(dim=32, layers=1, heads=2)
-    spec = replace(decoders.SPEC, duration_s=0.06, temperature=1.0)
+    lm = decoders.build(dim=32, layers=1, heads=2, card=64)
+    spec = replace(decoders.SPEC, duration_s=0.04, temperature=1.0)
     expected = device_engine(lm, "cpu").generate(spec, Listener())
-    monkeypatch.setattr(cuda, "fits", fused.suits)
+    monkeypatch.setattr(fused, "fits", fused.suits)
     assert (device_engine(lm, "cpu").generate(spec, Listener()) == expected).all()
 
 
@@ -184,7 +187,7 @@ def test_kernels_that_fail_give_way_to_plain_torch(
 
     lm, spec = decoders.build(dim=64, layers=2, heads=4), replace(decoders.SPEC, duration_s=0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(cuda, "fits", lambda _decoder, _rows: False)
+        patch.setattr(fused, "fits", lambda _decoder, _rows: False)
         expected = device_engine(lm, "cuda").generate(spec, Listener())
     monkeypatch.setattr(fused.FusedStep, "logits", fail)
     assert (device_engine(lm, "cuda").generate(spec, Listener()) == expected).all()

@@ -11,12 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from modules.contract import EngineInfo
-from modules.musicgen.backends.fused import FusedStep, fits
 from modules.musicgen.backends.interface import Cursor, Guidance
 from modules.musicgen.backends.torch_static import StaticDecoder
 from modules.musicgen.backends.weights import DecoderWeights, positions
@@ -24,6 +23,9 @@ from modules.musicgen.conditions import Conditions
 from modules.musicgen.engine import Codes
 from modules.musicgen.patterns import UNKNOWN
 from modules.musicgen.sampling import Sampler, SamplingRule, TensorBias
+
+if TYPE_CHECKING:
+    from modules.musicgen.backends.fused import FusedStep
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +144,12 @@ class DeviceCursor:
         )
 
     def _fuse(self) -> FusedStep | None:
+        from modules.musicgen.backends import fused
+
         rows = self._passes[0].prepend.shape[0]
-        if len(self._passes) > 1 or not fits(self._decoder, rows):
+        if len(self._passes) > 1 or not fused.fits(self._decoder, rows):
             return None
-        return FusedStep(self._decoder, rows, self._guidance.takes)
+        return fused.FusedStep(self._decoder, rows, self._guidance.takes)
 
     # ------------------------------------------------------------------------------------------- the context
     def _begin(self, sequence: Codes, start: int) -> None:
