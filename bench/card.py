@@ -6,14 +6,13 @@ The published shapes with random weights, classifier-free guidance, half precisi
 for audiocraft, whose steps take the same time wherever they are). Tokens and their decoding to sound are timed; the
 text encoder is left out, as in bench/decoder.py.
 
-The share of the memory's speed is what a step must read (the weights once,
-half of a full window's keys and values) at the speed at which the card copies.
+The share of the memory's speed is what a step must read (the weights once, half of a full window's keys and values) at
+the speed at which the card copies.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import sys
@@ -24,24 +23,19 @@ from typing import Any
 import numpy as np
 
 from bench import decoder
-from bench.decoder import CARD, CODEBOOKS, FRAME_RATE
+from bench.decoder import CARD, CODEBOOKS, FRAME_RATE, Sink
 
 SECONDS = 30.0
 PRECISION = "float16"
 
 
-class Sink:
-    def progress(self, _done: int, _total: int) -> None: ...
-    def frames(self, _codes: Any) -> None: ...
-
-
-def engine(size: str, backend: str = "cuda") -> Any:
+def engine(size: str) -> Any:
     from modules import settings
     from modules.musicgen import backends
 
     lm = decoder.layered(size)
     lm.condition_provider.to("cuda")
-    chosen = settings.parse(["--device", "cuda", "--backend", backend, "--precision", PRECISION], {})
+    chosen = settings.parse(["--device", "cuda", "--backend", "cuda", "--precision", PRECISION], {})
     return backends.choose(chosen, lm, "cuda", decoder.facts(size, PRECISION))
 
 
@@ -107,7 +101,6 @@ def theirs(codec_model: Any, seconds: float) -> dict[str, float]:
 def quality(steps: int) -> dict[str, float]:
     """Teacher-forced logits on random tokens against audiocraft's forward in float32."""
     import torch
-    from audiocraft.modules.conditioners import ConditioningAttributes
 
     from modules.musicgen.backends import cuda
     from modules.musicgen.backends.interface import Guidance
@@ -118,14 +111,11 @@ def quality(steps: int) -> dict[str, float]:
 
     lm = decoder.language_model("small").to("cuda")
     tokens = np.random.default_rng(2).integers(0, CARD, (1, CODEBOOKS, steps))
-    both = [ConditioningAttributes(text={"description": words}) for words in ("techno", None)]
     facts = decoder.facts("small", PRECISION)
     backend: Any = cuda.CudaBackend(DecoderWeights(lm), "cuda", PRECISION, "bench")
     conditions = Conditioner(lm, "cuda", facts).both("techno", None, Window(0, 0, 1), alone=True)
+    expected = decoder.forced_logits(lm, np.repeat(tokens, 2, axis=0))
     with torch.inference_mode():
-        tensors = lm.condition_provider(lm.condition_provider.tokenize(both))
-        given = torch.from_numpy(np.repeat(tokens, 2, axis=0)).cuda()
-        expected = lm(given, [], tensors).permute(2, 0, 1, 3).cpu().numpy()
         sampler = Sampler(SamplingRule(1.0, 250, 0.0), (0,))
         cursor = cuda.DeviceCursor(backend._decoder, Guidance((conditions,), 1, 3.0), sampler, steps, lambda: None)  # noqa: SLF001
         fused, rows = cursor._fused, cursor._passes[0]  # noqa: SLF001
@@ -156,26 +146,21 @@ def copy_bytes_per_s() -> float:
     return float(2 * source.numel() * 2 / statistics.median(times))
 
 
-def give_back() -> None:
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
 def run(quick: bool) -> dict[str, Any]:
     import torch
+
+    from modules.musicgen import memory
 
     rounds = 1 if quick else 3
     codec_model = decoder.compression_model().to("cuda")
     result: dict[str, Any] = {"card": torch.cuda.get_device_name(), "torch": torch.__version__}
     result["copy_bytes_per_s"] = copy_bytes_per_s()
     result["quality"] = quality(24 if quick else 64)
-    give_back()
+    memory.give_back()
     for name, size, takes in (("small", "small", 1), ("small, 4 takes", "small", 4), ("large", "large", 1)):
         result[name] = ours(size, takes, rounds, codec_model)
         print(f"{name}: {result[name]['steps_per_s']:.0f} steps/s", file=sys.stderr)
-        give_back()
+        memory.give_back()
     result["audiocraft"] = theirs(codec_model, 4.0 if quick else 10.0)
     return result
 
@@ -183,24 +168,23 @@ def run(quick: bool) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     speed = result["copy_bytes_per_s"]
     print(f"{result['card']}, torch {result['torch']}, {speed / 1e12:.2f} TB/s copying")
+    pace, share = {}, {}
     for name in ("small", "small, 4 takes", "large"):
         each = result[name]
-        pace = SECONDS / (each["tokens_s"] + each["sound_s"])
-        share = each["read_bytes"] * each["steps_per_s"] / speed
-        print(f"  {name:15s} {each['steps_per_s']:7.0f} steps/s, {pace:5.1f}x real time, "
-              f"{share:4.0%} of the memory's speed, "
+        pace[name] = SECONDS / (each["tokens_s"] + each["sound_s"])
+        share[name] = each["read_bytes"] * each["steps_per_s"] / speed
+        print(f"  {name:15s} {each['steps_per_s']:7.0f} steps/s, {pace[name]:5.1f}x real time, "
+              f"{share[name]:4.0%} of the memory's speed, "
               f"sound {each['sound_s']:.2f} s, {each['peak_bytes'] / 2**20:.0f} MB, "
               f"first second {each['first_s']:.1f} s")  # fmt: skip
-    one, four, own = result["small"], result["small, 4 takes"], result["audiocraft"]
-    steps = own["seconds"] * FRAME_RATE / own["clip_s"]
-    print(f"  audiocraft      {steps:7.0f} steps/s, {own['peak_bytes'] / 2**20:.0f} MB")
-    mine, yours = (one["tokens_s"] + one["sound_s"]) / SECONDS, own["clip_s"] / own["seconds"]
-    print(f"small against audiocraft: {yours / mine:.1f}x (at least 20x)")
-    print(f"share of the memory's speed: {one['read_bytes'] * one['steps_per_s'] / speed:.0%} (at least 30 %)")
-    print(f"4 takes against 1: {four['tokens_s'] / one['tokens_s']:.2f}x the time (under 1.5x)")
-    large = result["large"]
-    print(f"large: {SECONDS / (large['tokens_s'] + large['sound_s']):.1f}x real time (at least 5x)")
-    found = result["quality"]
+    own, found = result["audiocraft"], result["quality"]
+    theirs = own["seconds"] / own["clip_s"]
+    print(f"  audiocraft      {theirs * FRAME_RATE:7.0f} steps/s, {own['peak_bytes'] / 2**20:.0f} MB")
+    print(f"small against audiocraft: {pace['small'] / theirs:.1f}x (at least 20x)")
+    print(f"share of the memory's speed: {share['small']:.0%} (at least 30 %)")
+    takes = result["small, 4 takes"]["tokens_s"] / result["small"]["tokens_s"]
+    print(f"4 takes against 1: {takes:.2f}x the time (under 1.5x)")
+    print(f"large: {pace['large']:.1f}x real time (at least 5x)")
     print(f"logits against audiocraft's in float32: rms {found['relative_rms']:.2e} (at most 2e-2), "
           f"top-250 overlap {found['top250_overlap']:.3f}, KL {found['kl_nats']:.2e}")  # fmt: skip
 
@@ -218,7 +202,10 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("bench.card needs an NVIDIA card")
     result = run(args.quick)
-    print(json.dumps(result, indent=1)) if args.json else show(result)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        show(result)
 
 
 if __name__ == "__main__":

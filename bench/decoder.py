@@ -235,6 +235,13 @@ def measure_codec(model: Any, seconds: float, rounds: int) -> dict[str, float]:
     return {"audiocraft": statistics.median(theirs), "ours": statistics.median(ours), "difference_db": float(error)}
 
 
+class Sink:
+    """Takes what comes and does nothing with it."""
+
+    def progress(self, _done: int, _total: int) -> None: ...
+    def frames(self, _codes: Any) -> None: ...
+
+
 class _FirstSound:
     """A sink that decodes what it gets and notes when the first samples came."""
 
@@ -267,17 +274,11 @@ def first_sound(made: Any, model: Any) -> float:
 # ------------------------------------------------------------------------------------------------- correctness
 def measure_quality(lm: Any, made: dict[str, Any], steps: int) -> dict[str, dict[str, float]]:
     """Teacher-forced logits on random tokens against audiocraft's forward."""
-    import torch
-    from audiocraft.modules.conditioners import ConditioningAttributes
-
     from modules.musicgen.backends.onnx import OnnxPass
     from modules.musicgen.engine import Window
 
     tokens = np.repeat(np.random.default_rng(2).integers(0, CARD, (1, CODEBOOKS, steps)), 2, axis=0)
-    both = [ConditioningAttributes(text={"description": words}) for words in ("techno", None)]
-    with torch.inference_mode():
-        tensors = lm.condition_provider(lm.condition_provider.tokenize(both))
-        expected = lm(torch.from_numpy(tokens), [], tensors).permute(2, 0, 1, 3).numpy()
+    expected = forced_logits(lm, tokens)
     found = {}
     for precision, each in made.items():
         conditions = each._conditioner.both("techno", None, Window(0, 0, 1), alone=True)  # noqa: SLF001
@@ -285,6 +286,17 @@ def measure_quality(lm: Any, made: dict[str, Any], steps: int) -> dict[str, dict
         logits = np.stack([row.feed(tokens[..., at : at + 1]).copy() for at in range(steps)])
         found[precision] = _distance(logits, expected)
     return found
+
+
+def forced_logits(lm: Any, tokens: Any) -> Any:
+    """audiocraft's logits [steps, 2, K, card] for int64 [2, K, steps], a conditional row and an unconditional one."""
+    import torch
+    from audiocraft.modules.conditioners import ConditioningAttributes
+
+    both = [ConditioningAttributes(text={"description": words}) for words in ("techno", None)]
+    with torch.inference_mode():
+        tensors = lm.condition_provider(lm.condition_provider.tokenize(both))
+        return lm(torch.from_numpy(tokens).to(lm.emb[0].weight.device), [], tensors).permute(2, 0, 1, 3).cpu().numpy()
 
 
 def _distance(found: Any, expected: Any) -> dict[str, float]:
@@ -360,10 +372,6 @@ def _our_clip(made: Any, model: Any, seconds: float) -> Step:
     from modules.musicgen.engine import GenerationSpec
 
     codec = Codec(model, "cpu", own=True)
-
-    class Sink:
-        def progress(self, _done: int, _total: int) -> None: ...
-        def frames(self, _codes: Any) -> None: ...
 
     def run() -> None:
         codes = made.generate(GenerationSpec(prompt="techno", duration_s=seconds, seeds=(1,)), Sink())

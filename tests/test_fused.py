@@ -124,10 +124,8 @@ RULES = [
 def test_the_kernel_draws_what_torch_draws_and_leaves_known_tokens_alone(
     on: str, guided: bool, rule: SamplingRule
 ) -> None:
-    takes, decoder = (
-        2,
-        StaticDecoder(DecoderWeights(decoders.build(dim=32, layers=1, heads=2, card=64)), on, torch.float32),
-    )
+    takes, lm = 2, decoders.build(dim=32, layers=1, heads=2, card=64)
+    decoder = StaticDecoder(DecoderWeights(lm), on, torch.float32)
     books, card = decoder.shape.codebooks, decoder.shape.card
     step = fused.FusedStep(decoder, 2 * takes if guided else takes, takes)
     for seed in range(4):
@@ -176,6 +174,14 @@ def test_without_triton_the_steps_are_plain_torch(monkeypatch: pytest.MonkeyPatc
     decoder: Any = type("Decoder", (), {"device": "cuda", "folded": True, "shape": None})
     monkeypatch.setattr(fused, "triton", None)
     assert not fused.fits(decoder, 2)
+
+
+def test_a_decoder_whose_kernels_failed_is_not_tried_again() -> None:
+    lm = decoders.build(dim=32, layers=1, heads=2, card=64)
+    decoder = StaticDecoder(DecoderWeights(lm), "cpu", torch.float32, fold=True)
+    assert fused.suits(decoder, 2)
+    decoder.kernels_failed = True
+    assert not fused.suits(decoder, 2)
 
 
 @pytest.mark.gpu

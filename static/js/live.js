@@ -40,10 +40,10 @@ export class Live extends EventTarget {
 
   /** @param {Job[]} jobs */
   look(jobs) {
-    const asked = new Set(this.store.state.chat.map((entry) => entry.id));
     for (const job of jobs) {
       // What was asked for elsewhere has no bubble here to be heard in.
-      if (job.live && job.status === 'running' && asked.has(job.client_id) && !this.streams.has(job.id)) void this.open(job);
+      const shown = () => this.store.state.chat.some((entry) => entry.id === job.client_id);
+      if (job.live && job.status === 'running' && !this.streams.has(job.id) && shown()) void this.open(job);
       if (isFinal(job) && this.streams.has(job.id)) this.settle(job);
     }
   }

@@ -53,7 +53,7 @@ import * as library from './models/library.js';
  *   | {type: 'track', track: Track}
  *   | {type: 'chat/add', entry: chat.Entry}
  *   | {type: 'chat/change', id: string, change: Partial<chat.Entry>}
- *   | {type: 'chat/import', entries: chat.Entry[]}
+ *   | {type: 'chat/import', entries: readonly chat.Entry[]}
  *   | {type: 'chat/lost', ids: readonly string[]}
  *   | {type: 'chat/clear'}
  *   | {type: 'open', name: string | null}

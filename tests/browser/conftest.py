@@ -245,10 +245,7 @@ def wait_until(page: Page, holds: Callable[[], bool], timeout_s: float = PATIENC
 
 def wait_for_sound(page: Page, *, louder_than: float = 0.01) -> None:
     # Asked from here: under the page's policy a condition in words cannot be evaluated there again and again.
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while page.evaluate("() => window.__level()") <= louder_than:
-        assert time.monotonic() < deadline, "nothing was heard"
-        page.wait_for_timeout(50)
+    wait_until(page, lambda: page.evaluate("() => window.__level()") > louder_than)
 
 
 def wait_for_silence(page: Page) -> None:

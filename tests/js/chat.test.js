@@ -38,11 +38,12 @@ test('a request whose sending a reload cut off waits for the server to say wheth
 });
 
 test('an imported request that was going on elsewhere can be tried again, unless its job is known here', () => {
+  const settled = (/** @type {any} */ entry, /** @type {any} */ jobs) => /** @type {any} */ (chat.interrupt([entry], chat.missing([entry], Object.values(jobs)))[0]);
   const going = made({ id: 'c1', state: 'running', tracks: [] });
-  assert.equal(chat.settled(going, {}).state, 'interrupted');
+  assert.equal(settled(going, {}).state, 'interrupted');
   const jobs = /** @type {any} */ ({ j1: { id: 'j1', client_id: 'c1' } });
-  assert.equal(chat.settled(going, jobs), going);
-  assert.equal(chat.settled(made(), {}).state, 'done');
+  assert.equal(settled(going, jobs), going);
+  assert.equal(settled(made(), {}).state, 'done');
 });
 
 test('what would fit the memory is still offered after a reload', () => {

@@ -264,7 +264,7 @@ class DeviceCursor:
                 self._capturing = False
             else:
                 log.warning("this card runs no fused kernels, the steps are slower: %s", error)
-                self._fused = None
+                self._fused, self._decoder.kernels_failed = None, True
         self._restore(kept)
 
     def _restore(self, kept: list[Any]) -> None:

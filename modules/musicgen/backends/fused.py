@@ -49,6 +49,7 @@ def suits(decoder: StaticDecoder, rows: int) -> bool:
     shape = decoder.shape
     return (
         decoder.folded
+        and not decoder.kernels_failed
         and rows <= ROWS
         and shape.head_dim == triton.next_power_of_2(shape.head_dim)
         and all(size % LEAST == 0 for size in (shape.dim, shape.hidden))
@@ -81,6 +82,7 @@ class FusedStep:
 
         shape = decoder.shape
         self._decoder, self._rows, self._takes = decoder, rows, takes
+        self._few = rows <= FEW_ROWS
         # Enough programs that every multiprocessor has some, and few enough that joining them costs little.
         parts = 1
         while parts < 16 and rows * shape.heads * parts < 1024:
@@ -99,7 +101,7 @@ class FusedStep:
         pieces = rows * shape.heads * parts
         self._highest, self._weight = room(pieces, dtype=torch.float32), room(pieces, dtype=torch.float32)
         shares = shape.hidden // piece(shape.hidden, SPAN)
-        shared = rows > FEW_ROWS and shape.hidden > shape.dim
+        shared = not self._few and shape.hidden > shape.dim
         self._pieces = room(shares, rows, shape.dim, dtype=torch.float32) if shared else None
         self._gathered = room(pieces, shape.head_dim, dtype=torch.float32)
 
@@ -147,12 +149,12 @@ class FusedStep:
 
     def _cut(self, inputs: int) -> dict[str, Any]:
         """How a product is cut up, as measured: see docs/decisions/026."""
-        if self._rows <= FEW_ROWS:
+        if self._few:
             rows = triton.next_power_of_2(self._rows)
-            cut = {"M": rows, "BN": 8, "BK": piece(inputs, 1024), "FEW": True, "num_warps": 4}
+            cut = {"M": rows, "BN": 8, "BK": piece(inputs, 1024), "num_warps": 4}
         else:
             rows = max(8, triton.next_power_of_2(self._rows))
-            cut = {"M": rows, "BN": 16, "BK": piece(inputs, 256), "FEW": False, "num_warps": 2}
+            cut = {"M": rows, "BN": 16, "BK": piece(inputs, 256), "num_warps": 2}
         return {**self._early, **cut}
 
     def _linear(
@@ -160,22 +162,21 @@ class FusedStep:
     ) -> None:
         weight, bias = pair
         outputs, inputs = weight.shape
-        cut = self._cut(inputs)
         if add and self._pieces is not None and inputs > outputs:
-            self._in_shares(x, pair, out, cut)
+            self._in_shares(x, pair, out)
             return
+        cut = self._cut(inputs)
         kernels.linear[(triton.cdiv(outputs, cut["BN"]),)](
             x, weight, self._decoder.sums.get(weight), bias, out, self._rows,
-            N=outputs, K=inputs, EPS=EPSILON, NORM=norm, ACT=act, ADD=add, **cut,
+            N=outputs, K=inputs, EPS=EPSILON, NORM=norm, ACT=act, ADD=add, FEW=self._few, **cut,
         )  # fmt: skip
 
-    def _in_shares(self, x: Any, pair: Any, out: Any, cut: dict[str, Any]) -> None:
+    def _in_shares(self, x: Any, pair: Any, out: Any) -> None:
         """A product of many inputs and few outputs would keep a few programs busy for long; here each has a stretch."""
         weight, bias = pair
         outputs, inputs = weight.shape
         span = piece(inputs, SPAN)
-        cut = {**cut, "BK": min(cut["BK"], span)}
-        del cut["FEW"]
+        cut = self._cut(span)
         kernels.share[(triton.cdiv(outputs, cut["BN"]), inputs // span)](
             x, weight, self._pieces, self._rows, N=outputs, K=inputs, SPAN=span, **cut
         )
@@ -189,7 +190,8 @@ class FusedStep:
         cut = self._cut(weight.shape[1])
         kernels.queries_keys_values[(triton.cdiv(weight.shape[0], cut["BN"]),)](
             self._x, weight, self._decoder.sums[weight], bias, self._queries, keys, values, where, self._rows,
-            keys.shape[2], DIM=weight.shape[1], D=self._decoder.shape.head_dim, EPS=EPSILON, **cut,
+            keys.shape[2], DIM=weight.shape[1], D=self._decoder.shape.head_dim, EPS=EPSILON,
+            FEW=self._few, **cut,
         )  # fmt: skip
 
     def _attention(self, keys: Any, values: Any, where: Any, whole: int | None) -> None:

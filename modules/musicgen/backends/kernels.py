@@ -185,7 +185,7 @@ def attend(
     D: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """A head of a row looks at a part of the positions; what it gathers is joined by `_join`, or is all of it."""
+    """A head of a row looks at a part of the positions; what it gathers is joined by `join`, or is all of it."""
     head, part = tl.program_id(0), tl.program_id(1)
     follow(PDL)
     seen = length if WHOLE else (tl.load(where) + 1).to(tl.int32)

@@ -69,6 +69,8 @@ class StaticDecoder:
         self.shape: Shape = weights.shape
         self.device, self.dtype, self.folded = device, dtype, fold
         self.sums: dict[Any, Any] = {}
+        self.kernels_failed = False
+        """The fused kernels could not be made for it; not tried again with every window."""
         self.embedding: Any = put(weights.embedding())
         self.layers = [
             _Layer(

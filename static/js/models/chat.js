@@ -3,7 +3,7 @@
  * file is validated, because a person may have edited it or been given it.
  */
 
-import { byClient, isFinal } from './jobs.js';
+import { isFinal } from './jobs.js';
 
 /**
  * @typedef {import('../contract.js').Body} Body
@@ -69,9 +69,10 @@ export function change(chat, id, news) {
  */
 export function takeJob(chat, job, tracks) {
   const known = chat.find((item) => item.id === job.client_id);
+  if (!known) return chat;
   // Interrupted may be the page's own guess; how a job ended is said by the server alone, and stays.
-  const ended = isFinal({ status: known?.state ?? '' }) && known?.state !== 'interrupted';
-  if (!known || (ended && known.state !== job.status)) return chat;
+  const ended = isFinal({ status: known.state }) && known.state !== 'interrupted';
+  if (ended && known.state !== job.status) return chat;
   const names = job.tracks.length > 0 ? job.tracks : job.track && job.kind === 'generate' ? [job.track] : [];
   if (known.state === job.status && names.length === known.tracks.length && known.error?.message === job.error?.message) {
     return chat;
@@ -232,15 +233,6 @@ function readError(raw) {
 
 /** The server was given it, and has not said how it ended. @param {Entry} item */
 const isGoing = (item) => ['sent', 'queued', 'running'].includes(item.state);
-
-/**
- * @param {Entry} item
- * @param {import('./jobs.js').Jobs} jobs
- * @returns {Entry} interrupted, if it was going on and no such job is known
- */
-export function settled(item, jobs) {
-  return isGoing(item) && !byClient(jobs, item.id) ? { ...item, state: 'interrupted' } : item;
-}
 
 /**
  * @param {readonly Entry[]} chat

@@ -204,7 +204,8 @@ async function importChat({ store, words, tell, actions }, file) {
   try {
     if (file.size > MAX_IMPORT_BYTES) throw new RangeError('too large');
     // What was going on there is not going on here.
-    const entries = chat.read(JSON.parse(await file.text())).map((entry) => chat.settled(entry, store.state.jobs));
+    const read = chat.read(JSON.parse(await file.text()));
+    const entries = chat.interrupt(read, chat.missing(read, Object.values(store.state.jobs)));
     store.dispatch({ type: 'chat/import', entries });
     tell(t('import.done', { n: entries.length }));
     await actions.checkTracks();
